@@ -1,0 +1,15 @@
+//! A Model Context Protocol server that platform teams put in front of an internal REST service.
+//!
+//! One call takes one way: [`web`] → [`tools`] → [`backend`] → [`identity`]. [`app`] connects the rooms,
+//! [`settings`] alone reads the environment, and `ARCHITECTURE.md` is the map.
+
+pub mod app;
+pub mod auth;
+pub mod backend;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod identity;
+pub mod settings;
+pub mod telemetry;
+pub mod tools;
+pub mod web;
