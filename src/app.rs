@@ -1,1 +1,217 @@
-//! Placeholder.
+//! What is connected to what: the only place that builds things, and the order in which they stop.
+//!
+//! Building and running are separate, so that tests build the same thing: [`App::bind`] binds the listeners and wires the rooms,
+//! [`App::serve`] runs until it is told to stop.
+
+#[cfg(feature = "demo")]
+pub mod demo;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error_span, info, warn};
+
+use crate::backend::BackendClient;
+use crate::identity::{IdentityStartError, TokenSource};
+use crate::settings::Settings;
+use crate::telemetry::metrics::Metrics;
+use crate::tools::{TOOL_NAMES, ToolServer};
+use crate::web::{Health, Lane, Limits, Listener, Web};
+
+/// How often the backend's health is asked, for all the probes together.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// What calls get to say that they ran out of time, once the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The server, bound and wired, serving nothing yet.
+pub struct App {
+    main: Listener,
+    management: Option<Listener>,
+    web: Arc<Web>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    backend: Arc<BackendClient>,
+    out_of_time: CancellationToken,
+    drain_delay: Duration,
+    shutdown_grace: Duration,
+}
+
+/// Why the server cannot start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener's address cannot be had: taken, or not ours.
+    #[error("cannot listen on {address}: another program may be using the port; {variable} chooses another")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Which setting chooses it.
+        variable: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The identity cannot work with this configuration on this machine.
+    #[error("cannot set up the identity")]
+    Identity(#[from] IdentityStartError),
+    /// The HTTP client for the backend cannot be built: the platform's certificates, most likely.
+    #[error("cannot build the HTTP client for the backend")]
+    Client(#[from] reqwest::Error),
+    /// A task that should run for ever has ended.
+    #[error("a task that the server cannot do without has ended: `{task}`")]
+    TaskEnded {
+        /// Which one.
+        task: &'static str,
+        /// How, if it panicked.
+        #[source]
+        source: Option<JoinError>,
+    },
+}
+
+impl App {
+    /// Binds the listeners and builds the rooms. Entra and the backend are not waited for: the server is alive without them, and
+    /// not ready. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When an address is taken, or TLS cannot be set up on this machine.
+    pub fn bind(settings: &Settings) -> Result<Self, AppError> {
+        let bind = |port, variable| {
+            let address = SocketAddr::new(settings.web.host, port);
+            Listener::bind(address).map_err(|source| AppError::Bind { address, variable, source })
+        };
+        let main = bind(settings.web.port, "PORT")?;
+        let management = settings.web.metrics_port.map(|port| bind(port, "METRICS_PORT")).transpose()?;
+
+        for warning in &settings.warnings {
+            warn!("{warning}");
+        }
+        let metrics = Arc::new(Metrics::new(&TOOL_NAMES));
+        let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
+        let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity))?);
+        let health = Arc::new(Health::new(move || identity.is_healthy(), settings.backend.check_in_readiness));
+        let out_of_time = CancellationToken::new();
+        let tools =
+            ToolServer::new(Arc::clone(&backend), Arc::clone(&metrics), settings.log.debug, out_of_time.clone());
+        let web = Web::new(&settings.web, tools, Arc::clone(&metrics), Arc::clone(&health), settings.backend.timeout);
+        Ok(Self {
+            main,
+            management,
+            web: Arc::new(web),
+            limits: Limits::from(&settings.web),
+            metrics,
+            health,
+            backend,
+            out_of_time,
+            drain_delay: settings.web.drain_delay,
+            shutdown_grace: settings.web.shutdown_grace,
+        })
+    }
+
+    /// Where MCP is served.
+    pub fn address(&self) -> SocketAddr {
+        self.main.address()
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.management.as_ref().map(Listener::address)
+    }
+
+    /// Serves until `shutdown` resolves, then stops in good order:
+    ///
+    /// 1. `/health/ready` answers 503 `draining`, and every answer closes its connection;
+    /// 2. for `DRAIN_DELAY`, new calls are still answered, while the endpoint lists of load balancers catch up;
+    /// 3. nothing new is accepted; calls in flight have until `SHUTDOWN_GRACE` after the signal;
+    /// 4. what is left is answered as TIMEOUT_ERROR.
+    ///
+    /// # Errors
+    ///
+    /// When a task that the server cannot do without ends by itself; the stop is in good order all the same.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+        info!(server.address = %self.address().ip(), server.port = self.address().port(), "serving MCP on http://{}/mcp", self.address());
+        let stop_accepting = CancellationToken::new();
+        let connections = TaskTracker::new();
+        let mut tasks = JoinSet::new();
+        let mut listen = |listener: Listener, lane, connections: TaskTracker, stop| {
+            let (web, limits, metrics) = (Arc::clone(&self.web), self.limits.clone(), Arc::clone(&self.metrics));
+            let accept = listener.serve(web, lane, limits, metrics, connections, stop);
+            tasks.spawn(async move {
+                accept.await;
+                "accept connections"
+            });
+        };
+        listen(self.main, Lane::Main, connections.clone(), stop_accepting.clone());
+        if let Some(management) = self.management {
+            info!("serving metrics on http://{}/metrics", management.address());
+            // Never told to stop: it answers until the process ends.
+            listen(management, Lane::Management, TaskTracker::new(), CancellationToken::new());
+        }
+        if self.health.checks_backend() {
+            let watch = watch_backend(Arc::clone(&self.backend), Arc::clone(&self.health));
+            tasks.spawn(async move {
+                watch.instrument(error_span!("watch_backend")).await;
+                "watch the backend"
+            });
+        }
+
+        let ended = tokio::select! {
+            () = shutdown => None,
+            ended = tasks.join_next() => ended,
+        };
+        let stopping_since = Instant::now();
+        self.health.drain();
+        info!(
+            "stopping: new calls are still answered for {:?}, calls in flight have {:?}",
+            self.drain_delay, self.shutdown_grace
+        );
+        tokio::time::sleep(self.drain_delay).await;
+        stop_accepting.cancel();
+        connections.close();
+        let in_time = tokio::time::timeout_at(stopping_since + self.shutdown_grace, connections.wait()).await;
+        if in_time.is_err() {
+            warn!(
+                "{} connections are still busy after {:?}: giving up on their calls",
+                connections.len(),
+                self.shutdown_grace
+            );
+            self.out_of_time.cancel();
+            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+        }
+        info!("stopped");
+        match ended {
+            None => Ok(()),
+            Some(Ok(task)) => Err(AppError::TaskEnded { task, source: None }),
+            Some(Err(panic)) => Err(AppError::TaskEnded { task: "a background task", source: Some(panic) }),
+        }
+    }
+}
+
+/// Asks the backend for its health, for ever, and says so when the answer changes.
+async fn watch_backend(backend: Arc<BackendClient>, health: Arc<Health>) {
+    let mut ticks = tokio::time::interval(HEALTH_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let answer = backend.health().await;
+        let changed = health.backend_checked(answer.is_ok());
+        match answer {
+            Ok(()) if changed => info!("the backend is healthy"),
+            Err(error) if changed => warn!(cause = chain(&error), "the backend counts as unhealthy now: {error}"),
+            _ => {}
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

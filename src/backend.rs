@@ -1,1 +1,363 @@
-//! Placeholder.
+//! How we speak to the backend: one pooled client, one way to send, one deadline for a whole tool call.
+//!
+//! Public methods say one intent each (`user`, `create_ticket`, …) and live beside their wire types in `backend/`. All of them
+//! go through [`BackendClient::send`], which adds the token, the trace, the caps, the repetitions and the error mapping. The
+//! token never leaves the one origin: paths are built from checked [`Segment`]s, redirects are not followed, and no proxy is used.
+
+mod data;
+mod error;
+mod retry;
+mod segment;
+mod tickets;
+mod users;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use reqwest::{Request, Response};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tracing::debug;
+use url::Url;
+
+pub use data::{Query, QueryRows};
+pub use error::{BackendError, Failure};
+pub use segment::{Segment, SegmentError};
+pub use tickets::{NewTicket, Priority, Ticket, TicketPage, TicketStatus};
+pub use users::{User, UserPage};
+
+use crate::identity::{BearerToken, TokenSource};
+use crate::settings::BackendSettings;
+use crate::telemetry::trace::TraceContext;
+use retry::Attempts;
+
+/// A connection that takes longer than this counts as not to be had.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections are given up before a usual backend or load balancer gives them up.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of an error's body this much is read and thrown away, so that its connection can be used again.
+const DRAINED_BYTES: usize = 64 * 1024;
+
+/// The backend, as the tools see it. Cheap to share, never rebuilt.
+pub struct BackendClient {
+    http: reqwest::Client,
+    base_url: Url,
+    identity: Arc<TokenSource>,
+    headers: HeaderMap,
+    timeout: Duration,
+    max_response_bytes: usize,
+}
+
+/// What one tool call may spend on the backend, and what it did spend.
+#[derive(Debug)]
+pub struct Call {
+    deadline: Instant,
+    timeout: Duration,
+    trace: TraceContext,
+    attempts: AtomicU32,
+    status: AtomicU16,
+}
+
+impl Call {
+    /// How often the backend was asked.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.load(Relaxed)
+    }
+
+    /// The status of its last answer, if there was one.
+    pub fn status(&self) -> Option<u16> {
+        match self.status.load(Relaxed) {
+            0 => None,
+            status => Some(status),
+        }
+    }
+
+    /// When the call has to be over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The whole time that it had.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+/// A request before it has a token: what stays the same over its attempts.
+struct Outgoing {
+    method: Method,
+    url: Url,
+    write: Option<Write>,
+}
+
+/// The body of a write, and what proves its fate.
+struct Write {
+    body: Bytes,
+    /// Sent as `Idempotency-Key`, the same over all attempts.
+    key: String,
+    /// Set when the connection first asks for the body: until then not a byte has left.
+    sent: Arc<AtomicBool>,
+}
+
+impl BackendClient {
+    /// Builds the one HTTP client.
+    ///
+    /// # Errors
+    ///
+    /// When the platform's TLS cannot be set up.
+    pub fn new(settings: &BackendSettings, identity: Arc<TokenSource>) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(usize::MAX)
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()?;
+        let headers = HeaderMap::from_iter([
+            (header::ACCEPT, HeaderValue::from_static("application/json")),
+            (header::USER_AGENT, HeaderValue::from_static(concat!("mcp-server/", env!("CARGO_PKG_VERSION")))),
+        ]);
+        Ok(Self {
+            http,
+            base_url: settings.base_url.clone(),
+            identity,
+            headers,
+            timeout: settings.timeout,
+            max_response_bytes: settings.max_response_bytes,
+        })
+    }
+
+    /// Starts the clock of one tool call.
+    pub fn begin_call(&self, trace: TraceContext) -> Call {
+        Call {
+            deadline: Instant::now() + self.timeout,
+            timeout: self.timeout,
+            trace,
+            attempts: AtomicU32::new(0),
+            status: AtomicU16::new(0),
+        }
+    }
+
+    /// Asks `GET /health` once.
+    ///
+    /// # Errors
+    ///
+    /// When the backend cannot be asked, or says anything but `healthy`.
+    pub async fn health(&self) -> Result<(), BackendError> {
+        #[derive(serde::Deserialize)]
+        struct Health {
+            status: String,
+        }
+        let call = self.begin_call(TraceContext::begin());
+        let request = Outgoing::read(self.url(&["health"]));
+        let health: Health = self.within_deadline(&call, &request, self.attempt_with_token(&call, &request)).await?;
+        if health.status == "healthy" { Ok(()) } else { Err(self.fail(&request, Failure::Unhealthy)) }
+    }
+
+    /// The address of a route: the base with these segments appended, each percent-encoded as one.
+    fn url(&self, segments: &[&str]) -> Url {
+        let mut url = self.base_url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        url
+    }
+
+    /// Sends a request, repeats it where that is safe, and reads its answer, all before the call's deadline.
+    async fn send<T: DeserializeOwned>(&self, call: &Call, request: Outgoing) -> Result<T, BackendError> {
+        self.within_deadline(call, &request, self.repeat(call, &request)).await
+    }
+
+    async fn within_deadline<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        request: &Outgoing,
+        answer: impl Future<Output = Result<Bytes, BackendError>>,
+    ) -> Result<T, BackendError> {
+        match tokio::time::timeout_at(call.deadline, answer).await {
+            Ok(Ok(body)) => {
+                serde_json::from_slice(&body).map_err(|error| self.fail(request, Failure::Unreadable(error)))
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
+        }
+    }
+
+    /// Attempts, with waits between them, until there is an answer or none can be hoped for.
+    async fn repeat(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
+        let mut attempts = Attempts::new();
+        loop {
+            let error = match self.attempt_with_token(call, request).await {
+                Ok(body) => return Ok(body),
+                Err(error) => error,
+            };
+            let Some(setback) = error.setback() else { return Err(error) };
+            if !retry::may_repeat(request.write.is_some(), setback) {
+                return Err(error);
+            }
+            let Some(wait) = attempts.next_wait(error.retry_after(), call.left()) else { return Err(error) };
+            debug!(reason = %error, wait_ms = wait.as_millis(), "asking the backend again after {} ms", wait.as_millis());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One attempt; when the backend refuses the token, one more with a new one.
+    async fn attempt_with_token(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
+        let token = self.token(request).await?;
+        match self.attempt(call, request, &token).await {
+            Err(BackendError { failure: Failure::Unauthorized, .. })
+                if self.identity.reject(&token) && call.left() > retry::LEAST_ATTEMPT =>
+            {
+                let token = self.token(request).await?;
+                self.attempt(call, request, &token).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn token(&self, request: &Outgoing) -> Result<Arc<BearerToken>, BackendError> {
+        self.identity.token().await.map_err(|error| self.fail(request, Failure::Identity(error)))
+    }
+
+    async fn attempt(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
+        call.attempts.fetch_add(1, Relaxed);
+        let mut headers = self.headers.clone();
+        headers.insert(header::AUTHORIZATION, token.authorization().clone());
+        headers.insert("traceparent", call.trace.child().header());
+        let mut outgoing = Request::new(request.method.clone(), request.url.clone());
+        if let Some(write) = &request.write {
+            // An earlier attempt was refused or never left, or there would be no other.
+            write.sent.store(false, Relaxed);
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            if let Ok(key) = HeaderValue::from_str(&write.key) {
+                headers.insert("idempotency-key", key);
+            }
+            *outgoing.body_mut() = Some(reqwest::Body::wrap(WitnessedBody::of(write)));
+        }
+        *outgoing.headers_mut() = headers;
+
+        let response = self.http.execute(outgoing).await.map_err(|error| self.transport(request, error))?;
+        let status = response.status();
+        call.status.store(status.as_u16(), Relaxed);
+        if status.is_success() {
+            return self.body(request, response).await;
+        }
+        let failure = match status {
+            StatusCode::UNAUTHORIZED => Failure::Unauthorized,
+            status => {
+                Failure::Status { status, retry_after: retry::retry_after(response.headers(), SystemTime::now()) }
+            }
+        };
+        drain(response).await;
+        Err(self.fail(request, failure))
+    }
+
+    /// Reads a body up to the cap. A body that arrives in one piece is not copied.
+    async fn body(&self, request: &Outgoing, mut response: Response) -> Result<Bytes, BackendError> {
+        let limit = self.max_response_bytes;
+        let too_large = || self.fail(request, Failure::TooLarge(limit));
+        if response.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(too_large());
+        }
+        let mut whole = BytesMut::new();
+        let mut only = Bytes::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(request, error))? {
+            if whole.len() + only.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            if only.is_empty() && whole.is_empty() {
+                only = chunk;
+            } else {
+                whole.extend_from_slice(&std::mem::take(&mut only));
+                whole.extend_from_slice(&chunk);
+            }
+        }
+        Ok(if whole.is_empty() { only } else { whole.freeze() })
+    }
+
+    fn transport(&self, request: &Outgoing, error: reqwest::Error) -> BackendError {
+        let not_sent = match &request.write {
+            Some(write) => !write.sent.load(Relaxed),
+            None => error.is_connect(),
+        };
+        // The error's text would hold the URL with its query.
+        let error = error.without_url();
+        self.fail(request, if not_sent { Failure::Unreachable(error) } else { Failure::Interrupted(error) })
+    }
+
+    /// Adds to a failure what the request knows: its path, and the fate of a write.
+    fn fail(&self, request: &Outgoing, failure: Failure) -> BackendError {
+        let path = request.url.path();
+        let path = path.strip_prefix(self.base_url.path().trim_end_matches('/')).unwrap_or(path).to_owned();
+        let unknown = |write: &&Write| write.sent.load(Relaxed) && failure.may_have_been_applied();
+        let unknown_write = request.write.as_ref().filter(unknown).map(|write| write.key.clone());
+        BackendError { failure, path, write: request.write.is_some(), unknown_write }
+    }
+}
+
+impl Outgoing {
+    fn read(url: Url) -> Self {
+        Self { method: Method::GET, url, write: None }
+    }
+
+    fn write(url: Url, body: Bytes) -> Self {
+        let write = Write { body, key: uuid::Uuid::new_v4().to_string(), sent: Arc::default() };
+        Self { method: Method::POST, url, write: Some(write) }
+    }
+}
+
+/// Throws a short error body away, so that the connection goes back to the pool; a long one costs the connection instead.
+async fn drain(mut response: Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        read += chunk.len();
+        if read > DRAINED_BYTES {
+            return;
+        }
+    }
+}
+
+/// A body that tells when the connection asks for it. hyper does so right after it has put the head into its buffer and before
+/// it flushes: a body that was never asked for belongs to a request of which not a byte was sent.
+struct WitnessedBody {
+    data: Option<Bytes>,
+    sent: Arc<AtomicBool>,
+}
+
+impl WitnessedBody {
+    fn of(write: &Write) -> Self {
+        Self { data: Some(write.body.clone()), sent: Arc::clone(&write.sent) }
+    }
+}
+
+impl Body for WitnessedBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.sent.store(true, Relaxed);
+        Poll::Ready(self.data.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.data.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}

@@ -9,6 +9,7 @@ pub mod backend;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod identity;
+pub mod problem;
 pub mod settings;
 pub mod telemetry;
 pub mod tools;

@@ -1,1 +1,172 @@
-fn main() {}
+//! How the process starts and ends: a command in, an exit code out.
+
+#![expect(clippy::print_stderr, reason = "a command complains on stderr")]
+
+use std::future::pending;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mcp_server::app::App;
+use mcp_server::settings::{self, Environment, Settings, SettingsError};
+use mcp_server::telemetry::logs;
+use mcp_server::web::healthcheck;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Much faster than glibc's allocator under many small allocations on several threads; see docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// `EX_USAGE` and `EX_CONFIG` of sysexits.h.
+const BAD_USAGE: u8 = 64;
+const BAD_SETTINGS: u8 = 78;
+
+#[derive(Parser)]
+#[command(
+    name = "mcp-server",
+    version,
+    about = "A Model Context Protocol server in front of a REST backend, configured by the environment"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve MCP over streamable HTTP (what happens without a command, too)
+    Serve,
+    /// Serve on this machine against a stand-in Entra ID and a stand-in backend: no Azure account needed
+    #[cfg(feature = "demo")]
+    Demo(mcp_server::app::demo::Options),
+    /// Ask the server that runs on this machine whether it is well: exit code 0 or 1
+    Healthcheck {
+        /// Which of its health routes to ask
+        #[arg(value_enum, default_value_t = healthcheck::Probe::Ready)]
+        probe: healthcheck::Probe,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // `--help` and `--version` come here too, and are no mistakes.
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            Settings::from_env().map_err(bad_settings).and_then(|settings| run(&settings, serve(&settings)))
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo(options) => demo(&options),
+        Command::Healthcheck { probe } => {
+            settings::healthcheck_address(&Environment::load()).map_err(bad_settings).and_then(|address| {
+                healthcheck::ask(address, probe).map_err(|error| {
+                    eprintln!("mcp-server at {address} is not well: {error}");
+                    ExitCode::FAILURE
+                })
+            })
+        }
+    };
+    result.err().unwrap_or(ExitCode::SUCCESS)
+}
+
+fn bad_settings(error: SettingsError) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(BAD_SETTINGS)
+}
+
+/// Installs the logs, runs to the end, and flushes them.
+fn run(settings: &Settings, work: impl Future<Output = anyhow::Result<()>>) -> Result<(), ExitCode> {
+    let _logs = logs::install(&settings.log).map_err(|error| {
+        eprintln!("mcp-server cannot write logs: {error:#}");
+        ExitCode::FAILURE
+    })?;
+    let ended = start_runtime().and_then(|runtime| runtime.block_on(work));
+    ended.map_err(|error| {
+        tracing::error!(cause = format!("{error:#}"), "mcp-server ends with an error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn start_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // As many workers as the cgroup's CPU quota allows.
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+async fn serve(settings: &Settings) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let app = App::bind(settings)?;
+    serve_until_told(app, &mut signals).await
+}
+
+/// Serves until the first signal, in good order; a second signal ends it at once.
+async fn serve_until_told(app: App, signals: &mut Signals) -> anyhow::Result<()> {
+    let (first, second) = (tokio_util::sync::CancellationToken::new(), tokio_util::sync::CancellationToken::new());
+    let serving = app.serve(first.clone().cancelled_owned());
+    let watching = async {
+        signals.next().await;
+        first.cancel();
+        signals.next().await;
+        second.cancel();
+        pending::<()>().await;
+    };
+    tokio::select! {
+        ended = serving => Ok(ended?),
+        () = second.cancelled() => anyhow::bail!("told to stop twice: ending at once"),
+        () = watching => Ok(()),
+    }
+}
+
+#[cfg(feature = "demo")]
+fn demo(options: &mcp_server::app::demo::Options) -> Result<(), ExitCode> {
+    use mcp_server::app::demo::Demo;
+
+    let vars = Environment::load();
+    if settings::in_kubernetes(&vars) {
+        eprintln!(
+            "mcp-server demo issues its own tokens and is for one person's machine: it does not run in Kubernetes"
+        );
+        return Err(ExitCode::from(BAD_USAGE));
+    }
+    let fail = |error: anyhow::Error| {
+        eprintln!("mcp-server demo cannot start: {error:#}");
+        ExitCode::FAILURE
+    };
+    let runtime = start_runtime().map_err(fail)?;
+    let stand_ins = runtime.block_on(Demo::start(options)).map_err(fail)?;
+    let settings = stand_ins.settings(&vars).map_err(bad_settings)?;
+    let _logs = logs::install(&settings.log).map_err(fail)?;
+    runtime
+        .block_on(async {
+            let mut signals = Signals::listen()?;
+            let app = App::bind(&settings)?;
+            let introduction = stand_ins.introduce(app.address(), app.metrics_address());
+            tokio::select! {
+                ended = serve_until_told(app, &mut signals) => ended,
+                error = introduction => Err(error),
+            }
+        })
+        .map_err(fail)
+}
+
+/// SIGTERM, as Kubernetes sends it, and SIGINT, as a terminal does.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,37 +1,131 @@
 //! Which knobs exist: the one place that reads the environment.
+//!
+//! [`VARIABLES`] declares every variable; `.env.example`, the README and the chart are held against it by tests.
+//! [`Settings::read`] parses them all and gives up once, with the whole list of mistakes. It opens no socket and reads
+//! no secret file: whether the federated token file exists is all it asks the disk.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
 use url::Url;
 
+mod parse;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod variables;
+mod vars;
+
+use reader::Reader;
+pub use reader::{Mistake, SettingsError};
+pub use variables::{LIBRARY_VARIABLES, VARIABLES, Variable};
+pub use vars::{Environment, Vars};
+
+/// Where the chart mounts the projected service-account token when no webhook sets `AZURE_FEDERATED_TOKEN_FILE`.
+const BUILT_IN_TOKEN_FILE: &str = "/var/run/secrets/azure/tokens/token";
+const DEFAULT_AUTHORITY: &str = "https://login.microsoftonline.com";
+const DEFAULT_SCOPE: &str = "https://management.azure.com/.default";
+
 /// Everything that an operator may set, checked and typed: after this nobody sees a string again.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Who we are in Entra's eyes.
     pub identity: IdentitySettings,
+    /// Where the backend is, and what a call to it may cost.
     pub backend: BackendSettings,
+    /// The listeners and their limits.
     pub web: WebSettings,
+    /// What is logged.
     pub log: LogSettings,
     /// What is legal but deserves a WARN at each start, as whole sentences.
     pub warnings: Vec<String>,
 }
 
+impl Settings {
+    /// Reads the process environment and, where that is silent, `.env` in the working directory.
+    pub fn from_env() -> Result<Settings, SettingsError> {
+        Settings::read(&Environment::load())
+    }
+
+    /// Reads every variable; the error lists every mistake.
+    pub fn read(vars: &impl Vars) -> Result<Settings, SettingsError> {
+        Settings::read_with(vars, may_exist)
+    }
+
+    fn read_with(vars: &impl Vars, token_file_exists: impl Fn(&Path) -> bool) -> Result<Settings, SettingsError> {
+        let mut reader = Reader::new(vars);
+        let identity = identity(&mut reader, token_file_exists);
+        let base_url = reader.required("BACKEND_API_URL", parse::base_url);
+        if let Some(url) = &base_url
+            && url.scheme() == "http"
+            && !is_loopback(url)
+        {
+            reader.warn(format!(
+                "BACKEND_API_URL is plain http to `{}`: the token for the backend crosses the network unencrypted \
+                 unless a mesh encrypts it. Use https where there is none.",
+                url.host_str().unwrap_or_default(),
+            ));
+        }
+        let backend = backend(&mut reader, base_url);
+        let host = reader.optional("HOST", parse::host, WebSettings::default().host);
+        let allowed_hosts = allowed_hosts(&mut reader);
+        let web = web(&mut reader, host, allowed_hosts);
+        let log = log(&mut reader);
+
+        let warnings = reader.take_warnings();
+        let settings =
+            identity.zip(backend).map(|(identity, backend)| Settings { identity, backend, web, log, warnings });
+        reader.finish(settings)
+    }
+
+    /// The settings of `mcp-server demo`: it brings its own identity and backend, listens on 127.0.0.1 only, and
+    /// honours every other variable of the listeners, the logs and the calls to the backend.
+    pub fn for_demo(
+        vars: &impl Vars,
+        identity: IdentitySettings,
+        backend_base_url: Url,
+    ) -> Result<Settings, SettingsError> {
+        let mut reader = Reader::new(vars);
+        let backend = backend(&mut reader, Some(without_trailing_slash(backend_base_url)));
+        let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts);
+        let log = log(&mut reader);
+
+        let warnings = reader.take_warnings();
+        reader.finish(backend.map(|backend| Settings { identity, backend, web, log, warnings }))
+    }
+}
+
 /// Who we are in Entra's eyes, and for which resource we ask tokens.
 #[derive(Debug, Clone)]
 pub struct IdentitySettings {
-    /// `AZURE_TENANT_ID`: a GUID or a verified domain name; never `common` and its like.
+    /// `AZURE_TENANT_ID`: a GUID or a verified domain name, lower case; never `common` and its like.
     pub tenant_id: String,
-    /// `AZURE_CLIENT_ID`.
+    /// `AZURE_CLIENT_ID`: a GUID, lower case.
     pub client_id: String,
     /// `AZURE_AUTHORITY_HOST`: https, no path, query, fragment or user info.
     pub authority: Url,
     /// `AZURE_SCOPES`: all of one resource, each ending in `/.default`.
     pub scopes: Vec<String>,
+    /// What proves that we are who we say.
     pub credential: Credential,
     /// A certificate authority to trust beside the platform's, as PEM. No variable sets it: the demo and the tests do.
     pub extra_ca_pem: Option<String>,
+}
+
+impl IdentitySettings {
+    /// The choice in one phrase, for the INFO line at start; it holds no secret.
+    pub fn summary(&self) -> String {
+        let credential = match &self.credential {
+            Credential::WorkloadIdentity { token_file } => {
+                format!("workload identity with the token file `{}`", token_file.display())
+            }
+            Credential::ClientSecret { .. } => "client secret".to_owned(),
+        };
+        let (client, tenant, authority) = (&self.client_id, &self.tenant_id, &self.authority);
+        format!("{credential}, client `{client}`, tenant `{tenant}`, authority `{authority}`")
+    }
 }
 
 /// The credential chain's choice (contract §3), made once, from configuration alone.
@@ -39,17 +133,38 @@ pub struct IdentitySettings {
 pub enum Credential {
     /// The Kubernetes service-account token in `token_file` is exchanged for an Entra token.
     WorkloadIdentity {
+        /// The file was there at start; it is read at each exchange.
         token_file: PathBuf,
     },
+    /// The service-principal fallback.
     ClientSecret {
+        /// `AZURE_CLIENT_SECRET`.
         secret: SecretString,
     },
+}
+
+impl Credential {
+    /// The name for logs, metrics and error `details`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Credential::WorkloadIdentity { .. } => "workload_identity",
+            Credential::ClientSecret { .. } => "client_secret",
+        }
+    }
+
+    /// The federated token file, where one is used.
+    pub fn token_file(&self) -> Option<&Path> {
+        match self {
+            Credential::WorkloadIdentity { token_file } => Some(token_file),
+            Credential::ClientSecret { .. } => None,
+        }
+    }
 }
 
 /// How we reach the backend, and how much one tool call may spend on it.
 #[derive(Debug, Clone)]
 pub struct BackendSettings {
-    /// `BACKEND_API_URL`, without a trailing slash in its path.
+    /// `BACKEND_API_URL`, without a trailing slash in its path (`Url` shows an empty path as `/` all the same).
     pub base_url: Url,
     /// `BACKEND_API_TIMEOUT`: the deadline of one tool call.
     pub timeout: Duration,
@@ -57,6 +172,18 @@ pub struct BackendSettings {
     pub max_response_bytes: usize,
     /// `READINESS_CHECK_BACKEND`.
     pub check_in_readiness: bool,
+}
+
+impl BackendSettings {
+    /// The defaults, for a backend at `base_url`.
+    pub fn new(base_url: Url) -> BackendSettings {
+        BackendSettings {
+            base_url: without_trailing_slash(base_url),
+            timeout: Duration::from_secs(10),
+            max_response_bytes: 4 << 20,
+            check_in_readiness: true,
+        }
+    }
 }
 
 /// What the listeners accept, and for how long.
@@ -86,6 +213,24 @@ pub struct WebSettings {
     pub shutdown_grace: Duration,
 }
 
+impl Default for WebSettings {
+    fn default() -> WebSettings {
+        WebSettings {
+            host: Ipv4Addr::UNSPECIFIED.into(),
+            port: 8000,
+            metrics_port: Some(9090),
+            allowed_hosts: Some(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec()),
+            allowed_origins: Vec::new(),
+            max_request_bytes: 96 << 10,
+            max_connections: 1024,
+            request_header_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(75),
+            drain_delay: Duration::from_secs(5),
+            shutdown_grace: Duration::from_secs(25),
+        }
+    }
+}
+
 /// What is logged, and in which form.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
@@ -93,4 +238,229 @@ pub struct LogSettings {
     pub filter: String,
     /// `DEBUG`: human-readable lines instead of JSON, and causes in error `details`.
     pub debug: bool,
+}
+
+impl Default for LogSettings {
+    fn default() -> LogSettings {
+        LogSettings { filter: "info".to_owned(), debug: false }
+    }
+}
+
+/// Where `mcp-server healthcheck` asks: `HOST` when it is one address, loopback when it stands for all; and `PORT`.
+pub fn healthcheck_address(vars: &impl Vars) -> Result<SocketAddr, SettingsError> {
+    let mut reader = Reader::new(vars);
+    let defaults = WebSettings::default();
+    let host = match reader.optional("HOST", parse::host, defaults.host) {
+        IpAddr::V4(all) if all.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(all) if all.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        one => one,
+    };
+    let port = reader.optional("PORT", parse::port, defaults.port);
+    if port == 0 {
+        reader.mistake("PORT", "`0` lets the system choose, so a health check cannot know where to ask");
+    }
+    reader.finish(Some(SocketAddr::new(host, port)))
+}
+
+/// Whether this process runs in a Kubernetes pod, where the demo refuses to start.
+pub fn in_kubernetes(vars: &impl Vars) -> bool {
+    vars.get("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
+fn identity(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Path) -> bool) -> Option<IdentitySettings> {
+    refuse_identity_bindings(reader);
+    let tenant_id = reader.required("AZURE_TENANT_ID", parse::tenant_id);
+    let client_id = reader.required("AZURE_CLIENT_ID", parse::client_id);
+    let authority =
+        reader.some("AZURE_AUTHORITY_HOST", parse::authority).or_else(|| parse::authority(DEFAULT_AUTHORITY).ok());
+    let scopes = scopes(reader);
+    let credential = credential(reader, token_file_exists);
+    Some(IdentitySettings {
+        tenant_id: tenant_id?,
+        client_id: client_id?,
+        authority: authority?,
+        scopes,
+        credential: credential?,
+        extra_ca_pem: None,
+    })
+}
+
+/// AKS identity bindings send the exchange to a proxy in the cluster, with another audience. `azure_identity` 1.0 would
+/// go to Entra all the same, with a token that Entra rejects.
+fn refuse_identity_bindings(reader: &mut Reader<'_, impl Vars>) {
+    for name in [
+        "AZURE_KUBERNETES_TOKEN_PROXY",
+        "AZURE_KUBERNETES_SNI_NAME",
+        "AZURE_KUBERNETES_CA_FILE",
+        "AZURE_KUBERNETES_CA_DATA",
+    ] {
+        if reader.text(name).is_some() {
+            reader.mistake(
+                name,
+                "is set, but this release does not support AKS identity bindings; use a federated credential \
+                 of the managed identity, and leave the variable out",
+            );
+        }
+    }
+}
+
+fn scopes(reader: &mut Reader<'_, impl Vars>) -> Vec<String> {
+    let mut scopes = reader.list("AZURE_SCOPES", parse::scope).unwrap_or_else(|| vec![DEFAULT_SCOPE.to_owned()]);
+    // Only `/.default` is left after parsing, so two scopes of one resource are the same scope twice.
+    scopes.dedup();
+    if scopes.len() > 1 {
+        let all = scopes.join("`, `");
+        reader.mistake(
+            "AZURE_SCOPES",
+            format!(
+                "`{all}` belong to different resources, but a token is for one; expected one `<resource>/.default`"
+            ),
+        );
+    }
+    if scopes.iter().any(|scope| scope == DEFAULT_SCOPE) {
+        reader.warn(format!(
+            "AZURE_SCOPES is `{DEFAULT_SCOPE}`, so the backend receives a token for Azure Resource Manager: rights over \
+             Azure that it has no business with, in a token that it should refuse. \
+             Set AZURE_SCOPES to `api://<backend-app-id>/.default`."
+        ));
+    }
+    scopes
+}
+
+/// Existence alone decides. A token file that cannot be read is a failure of workload identity, to be reported as such,
+/// and no reason to fall through to the secret.
+fn credential(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Path) -> bool) -> Option<Credential> {
+    let configured = reader.some("AZURE_FEDERATED_TOKEN_FILE", parse::token_file);
+    let secret = reader.text("AZURE_CLIENT_SECRET");
+    if reader.has_mistake(&["AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_SECRET"]) {
+        return None;
+    }
+    let token_file = configured.clone().unwrap_or_else(|| BUILT_IN_TOKEN_FILE.into());
+    if token_file_exists(&token_file) {
+        return Some(Credential::WorkloadIdentity { token_file });
+    }
+    let path = token_file.display();
+    let Some(secret) = secret else {
+        let unset = if configured.is_some() { "" } else { " and AZURE_FEDERATED_TOKEN_FILE is not set" };
+        reader.mistake(
+            "AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET",
+            format!(
+                "there is no credential: workload identity needs a federated token file, but `{path}` does not exist\
+                 {unset}; a client secret needs AZURE_CLIENT_SECRET, which is not set"
+            ),
+        );
+        return None;
+    };
+    if configured.is_some() {
+        reader.warn(format!(
+            "AZURE_FEDERATED_TOKEN_FILE is `{path}`, but that file does not exist: AZURE_CLIENT_SECRET is used instead."
+        ));
+    }
+    Some(Credential::ClientSecret { secret: secret.into() })
+}
+
+fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<BackendSettings> {
+    // Read even when the URL is missing, so that no mistake waits for the next start.
+    let timeout = reader.some("BACKEND_API_TIMEOUT", parse::seconds);
+    let max_response_bytes = reader.some("BACKEND_MAX_RESPONSE_BYTES", parse::bytes);
+    let check_in_readiness = reader.some("READINESS_CHECK_BACKEND", parse::boolean);
+    let defaults = BackendSettings::new(base_url?);
+    Some(BackendSettings {
+        timeout: timeout.unwrap_or(defaults.timeout),
+        max_response_bytes: max_response_bytes.unwrap_or(defaults.max_response_bytes),
+        check_in_readiness: check_in_readiness.unwrap_or(defaults.check_in_readiness),
+        ..defaults
+    })
+}
+
+fn allowed_hosts(reader: &mut Reader<'_, impl Vars>) -> Option<Vec<String>> {
+    let Some(hosts) = reader.list("ALLOWED_HOSTS", parse::allowed_host) else {
+        return WebSettings::default().allowed_hosts;
+    };
+    if !hosts.iter().any(|host| host == "*") {
+        return Some(hosts);
+    }
+    if hosts.len() > 1 {
+        reader.mistake("ALLOWED_HOSTS", "`*` turns the guard off, so it stands alone or not at all");
+    }
+    reader.warn(
+        "ALLOWED_HOSTS is `*`, so `/mcp` accepts any Host and nothing guards it against DNS rebinding. \
+         List the names that clients use.",
+    );
+    None
+}
+
+fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<Vec<String>>) -> WebSettings {
+    let defaults = WebSettings::default();
+    let port = reader.optional("PORT", parse::port, defaults.port);
+    let metrics_port = match reader.optional("METRICS_PORT", parse::port, defaults.metrics_port.unwrap_or(0)) {
+        0 => None,
+        port => Some(port),
+    };
+    if metrics_port == Some(port) && !reader.has_mistake(&["PORT", "METRICS_PORT"]) {
+        reader.mistake(
+            "METRICS_PORT",
+            format!(
+                "`{port}` is also PORT; metrics have a listener of their own: expected another port, or 0 for none"
+            ),
+        );
+    }
+
+    let shutdown_grace = reader.optional("SHUTDOWN_GRACE", parse::seconds, defaults.shutdown_grace);
+    // A short grace alone must not be a mistake: the default of the delay shrinks with it.
+    let default_delay = defaults.drain_delay.min(shutdown_grace / 2);
+    let drain_delay = reader.optional("DRAIN_DELAY", parse::seconds_or_zero, default_delay);
+    if drain_delay > shutdown_grace && !reader.has_mistake(&["DRAIN_DELAY", "SHUTDOWN_GRACE"]) {
+        let (delay, grace) = (drain_delay.as_secs_f64(), shutdown_grace.as_secs_f64());
+        reader.mistake(
+            "DRAIN_DELAY",
+            format!("`{delay}` is longer than SHUTDOWN_GRACE, of which it is a part; expected at most {grace}"),
+        );
+    }
+
+    WebSettings {
+        host,
+        port,
+        metrics_port,
+        allowed_hosts,
+        allowed_origins: reader.list("ALLOWED_ORIGINS", parse::allowed_origin).unwrap_or_default(),
+        max_request_bytes: reader.optional("MAX_REQUEST_BYTES", parse::bytes, defaults.max_request_bytes),
+        max_connections: reader.optional("MAX_CONNECTIONS", parse::connections, defaults.max_connections),
+        request_header_timeout: reader.optional(
+            "REQUEST_HEADER_TIMEOUT",
+            parse::seconds,
+            defaults.request_header_timeout,
+        ),
+        keep_alive_timeout: reader.optional("KEEP_ALIVE_TIMEOUT", parse::seconds, defaults.keep_alive_timeout),
+        drain_delay,
+        shutdown_grace,
+    }
+}
+
+fn log(reader: &mut Reader<'_, impl Vars>) -> LogSettings {
+    let defaults = LogSettings::default();
+    LogSettings {
+        filter: reader.optional("LOG_LEVEL", parse::log_filter, defaults.filter),
+        debug: reader.optional("DEBUG", parse::boolean, defaults.debug),
+    }
+}
+
+/// A path that we may not look at counts as there: workload identity was meant, and its own error will say what is wrong.
+fn may_exist(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+fn without_trailing_slash(mut url: Url) -> Url {
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
+    url
 }

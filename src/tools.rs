@@ -1,1 +1,390 @@
-//! Placeholder.
+//! What a model can ask us to do: the five tools, their schemas, and the one way every call takes through them.
+//!
+//! A tool is a struct of its arguments that knows how to run ([`Tool`]); the table of them is built once. [`ToolServer`] is the
+//! MCP side: it decodes, runs, measures and renders, and sees to it that a panic, a client that leaves and a server that stops
+//! each end as the contract says. It knows no axum, and the backend knows no MCP.
+
+mod args;
+mod data;
+mod error;
+mod tickets;
+mod users;
+
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use rmcp::model::{
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, CustomRequest, CustomResult,
+    ErrorCode as RpcErrorCode, Implementation, JsonObject, ListToolsResult, MetaObject, PaginatedRequestParams,
+    ProtocolVersion, ServerCapabilities, ServerConfig, Tool as ToolDefinition, ToolAnnotations,
+};
+use rmcp::service::RequestContext;
+use rmcp::{ErrorData, RoleServer, ServerHandler};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, error, info, warn};
+use validator::Validate;
+
+use crate::auth::Caller;
+use crate::backend::{BackendClient, Call};
+use crate::problem::{ErrorCode, Problem};
+use crate::telemetry::metrics::{Metrics, Outcome};
+use crate::telemetry::trace::RequestTrace;
+use args::Rules;
+
+/// The protocol revisions that we serve. 2024-11-05 knew another transport.
+const PROTOCOL_VERSIONS: &[ProtocolVersion] = &[
+    ProtocolVersion::V_2025_03_26,
+    ProtocolVersion::V_2025_06_18,
+    ProtocolVersion::V_2025_11_25,
+    ProtocolVersion::V_2026_07_28,
+];
+/// The list of tools changes with a release only, so clients may keep it for a while.
+const LIST_TTL_MS: u64 = 300_000;
+const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
+const INSTRUCTIONS: &str = "Users, support tickets and datasets of the organisation's internal service. \
+    Failed calls return a JSON object with `error`, `message` and `details`; `message` says what to do next.";
+
+/// A tool: the arguments it takes, which are what runs. The struct's doc comment is its description, written for the model.
+trait Tool: DeserializeOwned + JsonSchema + Validate + Send + 'static {
+    /// The name on the wire.
+    const NAME: &'static str;
+    /// The name for people.
+    const TITLE: &'static str;
+    /// What a call changes.
+    const EFFECT: Effect;
+    /// What a successful call gives.
+    type Output: Output;
+
+    fn run(self, backend: &BackendClient, call: &Call) -> impl Future<Output = Result<Self::Output, Problem>> + Send;
+}
+
+/// What a call changes in the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// Nothing.
+    Reads,
+    /// It adds something, each time it is called.
+    Adds,
+}
+
+impl Effect {
+    fn annotations(self) -> ToolAnnotations {
+        let reads = self == Self::Reads;
+        ToolAnnotations::from_raw(None, Some(reads), Some(false), Some(reads), Some(false))
+    }
+}
+
+/// A tool's result: an object that matches its published schema.
+trait Output: Serialize + JsonSchema {
+    /// The same object as a value. Overridden where it can be moved instead of copied.
+    fn into_value(self) -> Result<Value, serde_json::Error>
+    where
+        Self: Sized,
+    {
+        serde_json::to_value(self)
+    }
+}
+
+/// One row of the table: a tool with everything that can be known before it is called.
+struct Entry {
+    definition: ToolDefinition,
+    rules: Rules,
+    effect: Effect,
+    index: usize,
+    run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
+}
+
+type Running = BoxFuture<'static, Result<CallToolResult, Problem>>;
+
+/// The tools, sorted by name: the list is the same for everyone and every replica.
+static TOOLS: LazyLock<[Entry; 5]> = LazyLock::new(|| {
+    [
+        entry::<tickets::CreateTicket>(0),
+        entry::<users::GetUserProfile>(1),
+        entry::<tickets::ListTickets>(2),
+        entry::<users::ListUsers>(3),
+        entry::<data::QueryData>(4),
+    ]
+});
+
+/// The names of the tools, in the order of the table: the closed set of values that metrics may use.
+pub const TOOL_NAMES: [&str; 5] = [
+    tickets::CreateTicket::NAME,
+    users::GetUserProfile::NAME,
+    tickets::ListTickets::NAME,
+    users::ListUsers::NAME,
+    data::QueryData::NAME,
+];
+
+fn entry<T: Tool>(index: usize) -> Entry {
+    let (description, input) = args::input_schema::<T>();
+    let rules = Rules::of(&input);
+    let definition = ToolDefinition::new(T::NAME, description, Arc::new(input))
+        .with_title(T::TITLE)
+        .with_raw_output_schema(Arc::new(args::output_schema::<T::Output>()))
+        .with_annotations(T::EFFECT.annotations());
+    Entry { definition, rules, effect: T::EFFECT, index, run: run::<T> }
+}
+
+/// Decodes, runs and renders one tool.
+fn run<T: Tool>(entry: &'static Entry, server: ToolServer, call: Arc<Call>, arguments: JsonObject) -> Running {
+    Box::pin(async move {
+        let tool: T = args::decode(&entry.rules, arguments)?;
+        let output = tool.run(&server.shared.backend, &call).await?;
+        let text = serde_json::to_string(&output).map_err(|_| Problem::internal())?;
+        let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+        result.structured_content = Some(output.into_value().map_err(|_| Problem::internal())?);
+        Ok(result)
+    })
+}
+
+/// The MCP server: what rmcp calls. Made for every request, so it is one pointer.
+#[derive(Clone)]
+pub struct ToolServer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backend: Arc<BackendClient>,
+    metrics: Arc<Metrics>,
+    /// Whether failures tell their technical cause (`DEBUG=true`).
+    tell_causes: bool,
+    /// Cancelled when the grace of a shutdown is over: what still runs is answered as TIMEOUT_ERROR.
+    out_of_time: CancellationToken,
+    info: ServerConfig,
+    /// `_meta` of every result in the 2026-07-28 era.
+    result_meta: MetaObject,
+}
+
+impl ToolServer {
+    /// Builds what every call shares, the table of tools included: a schema that cannot be used shows here, at start.
+    pub fn new(
+        backend: Arc<BackendClient>,
+        metrics: Arc<Metrics>,
+        tell_causes: bool,
+        out_of_time: CancellationToken,
+    ) -> Self {
+        LazyLock::force(&TOOLS);
+        let implementation = Implementation::new("mcp-server", env!("CARGO_PKG_VERSION")).with_title("MCP server");
+        let mut result_meta = MetaObject::new();
+        result_meta.insert(
+            SERVER_INFO_KEY.to_owned(),
+            serde_json::json!({ "name": implementation.name, "version": implementation.version }),
+        );
+        let info = ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(implementation)
+            .with_instructions(INSTRUCTIONS)
+            .with_protocol_version(ProtocolVersion::V_2025_11_25);
+        Self { shared: Arc::new(Shared { backend, metrics, tell_causes, out_of_time, info, result_meta }) }
+    }
+
+    /// Runs one call to its end and writes down how it ended, whatever the end is.
+    async fn execute(self, entry: &'static Entry, ending: Ending, arguments: JsonObject) -> CallToolResult {
+        let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
+        let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| Err(Problem::internal()));
+        match result {
+            Ok(result) => {
+                ending.record(Outcome::Ok, None);
+                result
+            }
+            Err(problem) => ending.fail(problem),
+        }
+    }
+
+    fn ending(&self, entry: &Entry, context: &RequestContext<RoleServer>) -> Ending {
+        let parts = context.extensions.get::<http::request::Parts>();
+        let trace = parts.and_then(|parts| parts.extensions.get::<RequestTrace>().cloned());
+        let trace = trace.unwrap_or_else(|| RequestTrace::new(None));
+        if let Some(traceparent) = context.meta.get_traceparent() {
+            trace.adopt(traceparent);
+        }
+        Ending {
+            shared: Arc::clone(&self.shared),
+            tool: entry.index,
+            name: entry.definition.name.clone(),
+            call: Arc::new(self.shared.backend.begin_call(trace.context())),
+            caller: parts.and_then(|parts| parts.extensions.get::<Caller>().copied()),
+            trace,
+            started: Instant::now(),
+            recorded: false,
+        }
+    }
+}
+
+/// How one call ends: written to the log and the metrics exactly once, also when its future is dropped half-way.
+struct Ending {
+    shared: Arc<Shared>,
+    tool: usize,
+    name: Cow<'static, str>,
+    call: Arc<Call>,
+    caller: Option<Caller>,
+    trace: RequestTrace,
+    started: Instant,
+    recorded: bool,
+}
+
+impl Ending {
+    /// Records a failure and renders it for the caller: the caller gets what they can act on, the log gets the cause.
+    fn fail(self, problem: Problem) -> CallToolResult {
+        let mut problem = problem.traced(self.trace.context().trace_id());
+        let tell_cause = self.shared.tell_causes;
+        self.record(Outcome::Failed(problem.error), problem.details.cause.as_deref());
+        if !tell_cause {
+            problem.details.cause = None;
+        }
+        CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
+    }
+
+    fn record(mut self, outcome: Outcome, cause: Option<&str>) {
+        self.write(outcome, cause);
+    }
+
+    fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
+        self.recorded = true;
+        let took = self.started.elapsed();
+        self.shared.metrics.tool_called(self.tool, outcome, took);
+        let duration_ms = took.as_micros() as f64 / 1_000.0;
+        let (name, outcome_word, attempts) = (&*self.name, outcome.as_str(), self.call.attempts());
+        let (status, address) =
+            (self.call.status(), self.caller.map(|caller| tracing::field::display(caller.address())));
+        let _inside = self.trace.span().enter();
+        macro_rules! finished {
+            ($level:ident, $verb:literal) => {
+                $level!(
+                    gen_ai.tool.name = name,
+                    outcome = outcome_word,
+                    duration_ms,
+                    backend.attempts = attempts,
+                    backend.status_code = status,
+                    client.address = address,
+                    cause,
+                    "tool `{name}` {} after {duration_ms} ms",
+                    $verb
+                )
+            };
+        }
+        match outcome {
+            Outcome::Ok => finished!(info, "succeeded"),
+            Outcome::Cancelled => finished!(info, "was given up because its client left"),
+            Outcome::Failed(ErrorCode::ValidationError) => finished!(info, "was refused with VALIDATION_ERROR"),
+            Outcome::Failed(ErrorCode::ServiceError) => finished!(warn, "failed with SERVICE_ERROR"),
+            Outcome::Failed(ErrorCode::AuthenticationError) => finished!(warn, "failed with AUTHENTICATION_ERROR"),
+            Outcome::Failed(ErrorCode::TimeoutError) => finished!(warn, "failed with TIMEOUT_ERROR"),
+            Outcome::Failed(ErrorCode::InternalError) => finished!(error, "failed with INTERNAL_ERROR"),
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.recorded {
+            let stopped = self.shared.out_of_time.is_cancelled();
+            self.write(if stopped { Outcome::Failed(ErrorCode::TimeoutError) } else { Outcome::Cancelled }, None);
+        }
+    }
+}
+
+impl ServerHandler for ToolServer {
+    fn get_info(&self) -> ServerConfig {
+        self.shared.info.clone()
+    }
+
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        Cow::Borrowed(PROTOCOL_VERSIONS)
+    }
+
+    async fn list_tools(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        if request.is_some_and(|page| page.cursor.is_some()) {
+            return Err(ErrorData::invalid_params("the list of tools has one page: send no cursor", None));
+        }
+        let tools = TOOLS.iter().map(|entry| entry.definition.clone()).collect();
+        let mut list = ListToolsResult::with_all_items(tools);
+        if is_modern(&context) {
+            list = list.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public);
+            list.meta = Some(self.shared.result_meta.clone());
+        }
+        Ok(list)
+    }
+
+    fn get_tool(&self, name: &str) -> Option<ToolDefinition> {
+        find(name).map(|entry| entry.definition.clone())
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let Some(entry) = find(&request.name) else {
+            return Err(ErrorData::invalid_params(
+                format!("there is no such tool; the tools are {}", TOOL_NAMES.join(", ")),
+                None,
+            ));
+        };
+        let ending = self.ending(entry, &context);
+        let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
+        let call = self.clone().execute(entry, ending, request.arguments.unwrap_or_default()).instrument(span);
+        let result = match entry.effect {
+            Effect::Reads => tokio::select! {
+                biased;
+                result = call => Some(result),
+                // Dropping the call drops its backend request; its ending is written all the same.
+                () = context.ct.cancelled() => None,
+                () = self.shared.out_of_time.cancelled() => None,
+            },
+            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
+            Effect::Adds => {
+                let task = tokio::spawn(call);
+                tokio::select! {
+                    biased;
+                    result = task => result.ok(),
+                    () = context.ct.cancelled() => None,
+                    () = self.shared.out_of_time.cancelled() => None,
+                }
+            }
+        };
+        let mut result = result.unwrap_or_else(|| {
+            let problem = error::out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id());
+            CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
+        });
+        if is_modern(&context) {
+            result.meta = Some(self.shared.result_meta.clone());
+        }
+        Ok(result.into())
+    }
+
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        // Known methods arrive here when their parameters have the wrong shape.
+        Err(match request.method.as_str() {
+            method @ ("tools/call" | "tools/list" | "server/discover") => ErrorData::invalid_params(
+                format!("the parameters of `{method}` do not have the shape that it takes"),
+                None,
+            ),
+            _ => ErrorData::new(RpcErrorCode::METHOD_NOT_FOUND, "this server has no such method", None),
+        })
+    }
+}
+
+fn find(name: &str) -> Option<&'static Entry> {
+    TOOLS.iter().find(|entry| entry.definition.name == name)
+}
+
+fn is_modern(context: &RequestContext<RoleServer>) -> bool {
+    context.protocol_version().is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+}

@@ -1,1 +1,248 @@
-//! Placeholder.
+//! Which routes exist, in which layers, and whether we are ready.
+//!
+//! [`Web::answer`] is the one way of a request, read from the outside in; [`listener`] brings the requests to it.
+
+pub mod health;
+pub mod healthcheck;
+mod listener;
+mod problem;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Json, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use rmcp::ServerHandler;
+use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tower::ServiceExt as _;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tracing::Instrument as _;
+
+pub use health::Health;
+pub use listener::{Lane, Limits, Listener};
+
+use crate::auth::Caller;
+use crate::problem::{ErrorCode, Problem};
+use crate::settings::WebSettings;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::RequestTrace;
+
+/// Where clients find the protocol that we speak.
+const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-07-28";
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The HTTP side of the server.
+pub struct Web {
+    main: Router,
+    management: Router,
+    health: Arc<Health>,
+}
+
+/// What the MCP endpoint needs to answer.
+struct Endpoint<S> {
+    mcp: StreamableHttpService<S, NeverSessionManager>,
+    metrics: Arc<Metrics>,
+    wall: Duration,
+}
+
+impl Web {
+    /// Wires the routes. `server` makes the MCP server of one request; `call_timeout` is what a tool call may take.
+    pub fn new<S: ServerHandler + Clone + Sync>(
+        settings: &WebSettings,
+        server: S,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        call_timeout: Duration,
+    ) -> Self {
+        let endpoint = Arc::new(Endpoint {
+            mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
+            metrics: Arc::clone(&metrics),
+            // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
+            wall: call_timeout + Duration::from_secs(5),
+        });
+        let mut mcp = Router::new()
+            .route("/mcp", post(mcp_endpoint))
+            .route("/mcp/", post(mcp_endpoint))
+            .method_not_allowed_fallback(problem::method_not_allowed)
+            .with_state(endpoint);
+        if !settings.allowed_origins.is_empty() {
+            mcp = mcp.layer(cors(&settings.allowed_origins));
+        }
+        let main = Router::new()
+            .route("/", get(who_am_i))
+            .route("/health/live", get(health::live))
+            .route("/health/ready", get(health::ready))
+            .method_not_allowed_fallback(problem::method_not_allowed)
+            .with_state(Arc::clone(&health))
+            .merge(mcp)
+            .fallback(problem::not_found);
+        let management = Router::new()
+            .route("/metrics", get(print_metrics))
+            .method_not_allowed_fallback(problem::method_not_allowed)
+            .with_state(metrics)
+            .fallback(problem::not_found);
+        Self { main, management, health }
+    }
+
+    /// The way of one request on the main listener.
+    async fn answer(&self, mut request: Request, peer: SocketAddr) -> Response {
+        let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
+        request.extensions_mut().insert(trace.clone());
+        request.extensions_mut().insert(Caller::unauthenticated(peer));
+        let answer = self.main.clone().oneshot(request).instrument(trace.span().clone());
+        // A panic outside of the tools, which have a net of their own.
+        let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Err(_panic) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+        };
+        problem::speak_plainly(&mut response, &trace).await;
+        response.headers_mut().insert(TRACEPARENT, trace.context().header());
+        if self.health.is_draining() {
+            // Moves keep-alive clients over to the replicas that stay.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// The way of one request on the management listener.
+    async fn answer_management(&self, request: Request) -> Response {
+        self.management.clone().oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
+    }
+
+    /// The answer on a connection that was only let in to ask for our health.
+    async fn answer_health_only(&self, request: Request, peer: SocketAddr) -> Response {
+        let mut response = if request.uri().path().starts_with("/health/") {
+            self.answer(request, peer).await
+        } else {
+            problem::overloaded("The server has no room for another connection.")
+        };
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+}
+
+/// How rmcp serves: without MCP sessions, so that any replica answers any request, and as plain JSON unless a tool streams.
+fn transport(settings: &WebSettings) -> StreamableHttpServerConfig {
+    let origins = settings.allowed_origins.iter().map(|origin| with_port(origin));
+    let config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(false)
+        .with_json_response(true)
+        .with_allowed_origins(origins)
+        .enforce_origin_validation()
+        .with_max_request_body_bytes(settings.max_request_bytes);
+    match &settings.allowed_hosts {
+        Some(hosts) => config.with_allowed_hosts(hosts.iter().cloned()),
+        None => config.disable_allowed_hosts(),
+    }
+}
+
+/// Browsers leave the default port out of an origin; rmcp would take an entry without a port for any port.
+fn with_port(origin: &str) -> String {
+    let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    match origin {
+        _ if has_port => origin.to_owned(),
+        _ if origin.starts_with("https://") => format!("{origin}:443"),
+        _ if origin.starts_with("http://") => format!("{origin}:80"),
+        _ => origin.to_owned(),
+    }
+}
+
+/// Lets the pages of these origins call the endpoint. Without origins there is no CORS at all.
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::POST, Method::GET, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([
+            HeaderName::from_static("mcp-session-id"),
+            HeaderName::from_static("mcp-protocol-version"),
+            TRACEPARENT,
+            header::WWW_AUTHENTICATE,
+            header::RETRY_AFTER,
+        ])
+        .max_age(Duration::from_secs(3600))
+}
+
+/// `POST /mcp`: MCP over streamable HTTP, by rmcp.
+async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
+    State(endpoint): State<Arc<Endpoint<S>>>,
+    request: Request,
+) -> Response {
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        return problem::bad_request("The request has more than one `Host` header.");
+    }
+    let _in_flight = endpoint.metrics.request_in_flight();
+    match tokio::time::timeout(endpoint.wall, endpoint.mcp.handle(request)).await {
+        Ok(response) => response.map(Body::new),
+        Err(_elapsed) => {
+            let mut problem = Problem::new(
+                ErrorCode::TimeoutError,
+                "The request was not complete, or not answered, in time. Send it again, as one piece.",
+            );
+            problem.details.timeout_seconds = Some(endpoint.wall.as_secs_f64());
+            problem.details.retryable = true;
+            problem::response(StatusCode::GATEWAY_TIMEOUT, problem)
+        }
+    }
+}
+
+/// `GET /`: JSON for programs, a page for people.
+async fn who_am_i(headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/html") {
+        const PAGE: &str = concat!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>mcp-server</title>",
+            "<h1>mcp-server ",
+            env!("CARGO_PKG_VERSION"),
+            "</h1><p>This is a Model Context Protocol server. Point an MCP client at <code>/mcp</code> on this host; ",
+            "<a href=\"/health/ready\">is it ready?</a></p></html>"
+        );
+        return axum::response::Html(PAGE).into_response();
+    }
+    Json(serde_json::json!({
+        "service": "mcp-server",
+        "version": env!("CARGO_PKG_VERSION"),
+        "mcp_endpoint": "/mcp",
+        "docs": DOCUMENTATION,
+    }))
+    .into_response()
+}
+
+/// `GET /metrics`, on the management listener alone.
+async fn print_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    match metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        Err(_) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_get_the_port_that_browsers_leave_out() {
+        for (origin, expected) in [
+            ("https://app.example.com", "https://app.example.com:443"),
+            ("http://localhost", "http://localhost:80"),
+            ("http://localhost:6274", "http://localhost:6274"),
+            ("http://[::1]", "http://[::1]:80"),
+            ("http://[::1]:6274", "http://[::1]:6274"),
+            ("vscode-webview://id", "vscode-webview://id"),
+        ] {
+            assert_eq!(with_port(origin), expected);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `mcp-server demo`: the server on a laptop, against stand-ins for Entra ID and the backend, through the very same [`App`].
+//!
+//! [`App`]: super::App
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::demo::{DemoOptions, Fault, StandIns};
+use crate::settings::{Settings, SettingsError, Vars};
+
+/// How long the server may take to become ready before the introduction gives up on its call.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the demo can be asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Let a stand-in fail, to watch the server cope: `backend=503:0.2`, `backend=slow:1.5`, `entra=down`, … (repeatable)
+    #[arg(long = "fault", value_name = "WHERE=WHAT")]
+    faults: Vec<Fault>,
+}
+
+/// The stand-ins, running.
+pub struct Demo {
+    stand_ins: StandIns,
+    faults: Vec<Fault>,
+}
+
+impl Demo {
+    /// Starts the stand-ins on loopback ports of their own.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be had.
+    pub async fn start(options: &Options) -> anyhow::Result<Self> {
+        let stand_ins = StandIns::start(DemoOptions::default()).await.context("cannot start the stand-ins")?;
+        Ok(Self { stand_ins, faults: options.faults.clone() })
+    }
+
+    /// The settings that lead the server to them.
+    ///
+    /// # Errors
+    ///
+    /// When a variable that the demo honours cannot be read.
+    pub fn settings(&self, vars: &impl Vars) -> Result<Settings, SettingsError> {
+        Settings::for_demo(vars, self.stand_ins.identity_settings(), self.stand_ins.backend.base_url())
+    }
+
+    /// Says where the server is and how to use it, makes one real call over HTTP, and shows it. Then lets the faults begin.
+    /// Returns only with an error.
+    pub async fn introduce(&self, address: SocketAddr, metrics: Option<SocketAddr>) -> anyhow::Error {
+        match self.say_hello(address, metrics).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    #[expect(clippy::print_stdout, reason = "the demo's answer is for the person who started it")]
+    async fn say_hello(&self, address: SocketAddr, metrics: Option<SocketAddr>) -> anyhow::Result<Infallible> {
+        let base = format!("http://{address}");
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        wait_until_ready(&http, &base).await?;
+        let question = json!({
+            "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": { "name": "get_user_profile", "arguments": { "user_id": "42", "include_details": true } },
+        });
+        let answer = http
+            .post(format!("{base}/mcp"))
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2025-11-25")
+            .body(question.to_string())
+            .send()
+            .await?
+            .text()
+            .await?;
+        let answer: Value = serde_json::from_str(&answer).context("the server's answer is no JSON")?;
+        let result =
+            answer.pointer("/result/structuredContent").with_context(|| format!("the first call failed: {answer}"))?;
+        let list = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": { "name": "list_tickets", "arguments": { "status": "open", "limit": 3 } } });
+        let metrics = metrics.map(|address| format!("\nMetrics        http://{address}/metrics")).unwrap_or_default();
+        println!(
+            "\
+mcp-server {version} (demo: stand-in Entra ID at {authority}, stand-in backend at {backend})
+
+A call was made over HTTP, and a token fetched for it:
+
+  -> {question}
+  <- {result}
+
+MCP endpoint   {base}/mcp
+Health         {base}/health/ready{metrics}
+
+Call a tool from a shell:
+
+  curl -s {base}/mcp -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\
+    -d '{list}'
+
+VS Code (.vscode/mcp.json):
+
+  {vscode}
+
+Claude Code:
+
+  claude mcp add --transport http mcp-server-demo {base}/mcp
+
+Claude Desktop (through the npm package mcp-remote):
+
+  {claude}
+
+Ctrl-C stops it.
+",
+            version = env!("CARGO_PKG_VERSION"),
+            authority = self.stand_ins.entra.authority(),
+            backend = self.stand_ins.backend.base_url(),
+            vscode = json!({ "servers": { "mcp-server-demo": { "type": "http", "url": format!("{base}/mcp") } } }),
+            claude = json!({ "mcpServers": { "mcp-server-demo": { "command": "npx", "args": ["-y", "mcp-remote", format!("{base}/mcp")] } } }),
+        );
+        for fault in &self.faults {
+            fault.apply(&self.stand_ins).await?;
+            println!("From now on: {fault}");
+        }
+        std::future::pending().await
+    }
+}
+
+async fn wait_until_ready(http: &reqwest::Client, base: &str) -> anyhow::Result<()> {
+    let ready = async {
+        loop {
+            if http.get(format!("{base}/health/ready")).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.context("the server did not become ready")
+}

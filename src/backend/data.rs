@@ -1,0 +1,41 @@
+//! Rows of the backend's datasets.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{BackendClient, BackendError, Call, Outgoing, Segment};
+
+/// What `GET /query/{dataset}` is asked.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// Which dataset.
+    pub dataset: Segment,
+    /// What the rows must match; the backend says what filters mean.
+    pub filters: Option<Map<String, Value>>,
+    /// How many rows at most.
+    pub limit: u32,
+}
+
+/// What it answers.
+#[derive(Debug, Clone, Deserialize)]
+pub struct QueryRows {
+    /// The rows, with all their fields.
+    pub data: Vec<Map<String, Value>>,
+}
+
+impl BackendClient {
+    /// `GET /query/{dataset}?limit[&filters]`, the filters as compact JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`], as every method here.
+    pub async fn query(&self, call: &Call, query: &Query) -> Result<QueryRows, BackendError> {
+        let mut url = self.url(&["query", query.dataset.as_str()]);
+        url.set_query(Some(&format!("limit={}", query.limit)));
+        if let Some(filters) = &query.filters {
+            let filters = serde_json::to_string(filters).unwrap_or_default();
+            url.query_pairs_mut().append_pair("filters", &filters);
+        }
+        self.send(call, Outgoing::read(url)).await
+    }
+}

@@ -1,0 +1,107 @@
+//! What can go wrong with the backend, in the backend's own words; what a caller is told stands in `tools::error`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::retry::Setback;
+use crate::identity::IdentityError;
+
+/// A failed exchange with the backend.
+#[derive(Debug)]
+pub struct BackendError {
+    /// What went wrong.
+    pub failure: Failure,
+    /// The path that was asked, below the backend's base URL and without its query.
+    pub path: String,
+    /// Whether the request was a write.
+    pub write: bool,
+    /// The `Idempotency-Key` of a write that may have been applied although it failed.
+    pub unknown_write: Option<String>,
+}
+
+/// The ways to fail.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Entra gave no token; nothing was sent.
+    #[error("could not get a token")]
+    Identity(#[source] Arc<IdentityError>),
+    /// The backend answered 401, and did so again when there was a new token to show.
+    #[error("refused the token")]
+    Unauthorized,
+    /// The backend answered with an error.
+    #[error("answered {status}")]
+    Status {
+        /// Its status.
+        status: StatusCode,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// No connection could be had; nothing was sent.
+    #[error("could not be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// The connection broke before the answer was complete.
+    #[error("broke the connection off")]
+    Interrupted(#[source] reqwest::Error),
+    /// The answer is no JSON of the agreed shape.
+    #[error("sent an answer that cannot be read")]
+    Unreadable(#[source] serde_json::Error),
+    /// The answer is larger than this many bytes.
+    #[error("sent more than {0} bytes")]
+    TooLarge(usize),
+    /// The deadline of the call passed.
+    #[error("gave no answer within {0:?}")]
+    Timeout(Duration),
+    /// `GET /health` was answered, but not with `healthy`.
+    #[error("says that it is not healthy")]
+    Unhealthy,
+}
+
+impl Failure {
+    /// Whether a request that failed like this, once sent, may have taken effect.
+    pub(super) fn may_have_been_applied(&self) -> bool {
+        match self {
+            Self::Interrupted(_) | Self::Unreadable(_) | Self::TooLarge(_) | Self::Timeout(_) => true,
+            Self::Status { status, .. } => {
+                status.is_server_error() || status.is_redirection() || *status == StatusCode::REQUEST_TIMEOUT
+            }
+            Self::Identity(_) | Self::Unauthorized | Self::Unreachable(_) | Self::Unhealthy => false,
+        }
+    }
+}
+
+impl BackendError {
+    /// As the retry table sees it; `None` for what is decided elsewhere.
+    pub(super) fn setback(&self) -> Option<Setback> {
+        match &self.failure {
+            Failure::Unreachable(_) => Some(Setback::NotSent),
+            Failure::Interrupted(_) => Some(Setback::Interrupted),
+            Failure::Status { status, .. } => Some(Setback::Status(*status)),
+            Failure::Unreadable(_) | Failure::TooLarge(_) => Some(Setback::Unreadable),
+            // A token is the token source's to retry, and past the deadline there is no time.
+            Failure::Identity(_) | Failure::Unauthorized | Failure::Timeout(_) | Failure::Unhealthy => None,
+        }
+    }
+
+    /// When the backend wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match &self.failure {
+            Failure::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the backend {} (`{}`)", self.failure, self.path)
+    }
+}
+
+impl std::error::Error for BackendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failure.source()
+    }
+}

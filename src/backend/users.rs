@@ -1,0 +1,63 @@
+//! Users, as the backend sends them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{BackendClient, BackendError, Call, Outgoing, Segment};
+
+/// A person known to the backend. Fields that it adds are dropped here.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+pub struct User {
+    /// The user's id, as `get_user_profile` takes it.
+    pub id: String,
+    /// The full name.
+    pub name: String,
+    /// The e-mail address.
+    pub email: String,
+    /// When the account was made, RFC 3339.
+    pub created_at: String,
+    /// Whatever else the backend knows of the user; only when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Map<String, Value>")]
+    pub details: Option<Map<String, Value>>,
+}
+
+/// A page of users.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+pub struct UserPage {
+    /// How many users there are in all.
+    pub total: u64,
+    /// The users of this page.
+    pub items: Vec<User>,
+}
+
+impl BackendClient {
+    /// `GET /users/{user_id}`.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`], as every method here.
+    pub async fn user(&self, call: &Call, id: &Segment, include_details: bool) -> Result<User, BackendError> {
+        let mut url = self.url(&["users", id.as_str()]);
+        if include_details {
+            url.set_query(Some("include_details=true"));
+        }
+        let mut user: User = self.send(call, Outgoing::read(url)).await?;
+        if !include_details {
+            user.details = None;
+        }
+        Ok(user)
+    }
+
+    /// `GET /users?skip&limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`], as every method here.
+    pub async fn users(&self, call: &Call, skip: u64, limit: u32) -> Result<UserPage, BackendError> {
+        let mut url = self.url(&["users"]);
+        url.set_query(Some(&format!("skip={skip}&limit={limit}")));
+        self.send(call, Outgoing::read(url)).await
+    }
+}

@@ -1,0 +1,672 @@
+//! A stand-in for Entra ID: the token endpoint, the discovery documents and the keys of one tenant, over HTTPS with a
+//! certificate authority of its own, and the cluster whose service-account tokens that tenant trusts.
+//!
+//! Official clients get tokens from it by secret and by federated assertion. It has no users, no browser pages and no
+//! on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
+
+mod grants;
+mod keys;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPIRES, PRAGMA, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use url::{Url, form_urlencoded};
+use uuid::Uuid;
+
+use self::grants::{Form, Refusal};
+use self::keys::{SharedKeys, SigningKey};
+pub use self::keys::{TokenRejected, Verifier};
+use super::fault::{FaultRule, Faults};
+use super::wire::{Answer, Counter, InFlight, Log, Port, Server, digest, read_body, unix_now, without_credentials};
+
+/// The tenant.
+pub const TENANT_ID: &str = "6d0f2b1e-5a3c-4c8e-9f57-0c1d2e3f4a5b";
+/// The server's own application.
+pub const CLIENT_ID: &str = "2f7c9a40-8d1b-4e6a-b3f5-71c0d9e8a6b2";
+/// Its secret.
+pub const CLIENT_SECRET: &str = "demo8Q~only.secret-of-the-stand-in_0001";
+/// A secret that it had until it expired.
+pub const EXPIRED_CLIENT_SECRET: &str = "demo8Q~expired.secret-of-the-stand-in_0";
+/// The backend's App ID URI.
+pub const RESOURCE: &str = "api://mcp-demo-backend";
+/// The scope to ask for a token of the backend.
+pub const SCOPE: &str = "api://mcp-demo-backend/.default";
+/// The backend's client id: the audience of its (version 2) tokens.
+pub const RESOURCE_APP_ID: &str = "b7d1c3e5-0f2a-4b6c-8d9e-1a2b3c4d5e6f";
+/// The app role that the backend wants and the server was granted.
+pub const ROLE: &str = "Backend.Access";
+/// The service account that may act as the application.
+pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:mcp-system:mcp-server";
+
+/// Which claims a resource wants in its tokens (`requestedAccessTokenVersion`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenVersion {
+    /// `iss` is `sts.windows.net`, `aud` is what was asked for, the client is `appid`.
+    V1,
+    /// `iss` ends in `/v2.0`, `aud` is the resource's client id, the client is `azp`.
+    V2,
+}
+
+/// An API that tokens can be asked for.
+#[derive(Debug, Clone)]
+pub struct Resource {
+    /// Its client id.
+    pub app_id: String,
+    /// Its App ID URIs.
+    pub identifier_uris: Vec<String>,
+    /// The version of its tokens.
+    pub token_version: TokenVersion,
+    /// The app roles that the client was granted.
+    pub granted_roles: Vec<String>,
+}
+
+/// What the stand-in knows and how it behaves; the default fits this module's constants.
+#[derive(Debug, Clone)]
+pub struct EntraOptions {
+    /// The tenant's id.
+    pub tenant_id: String,
+    /// The tenant's domain, by which it may be addressed too.
+    pub tenant_domain: String,
+    /// The one application that can get tokens.
+    pub client_id: String,
+    /// That application's object in the tenant: `oid` and `sub` of its tokens.
+    pub service_principal_id: String,
+    /// Its secrets.
+    pub client_secrets: Vec<String>,
+    /// Secrets that once were good.
+    pub expired_client_secrets: Vec<String>,
+    /// The subject that its federated credential trusts.
+    pub federated_subject: String,
+    /// The APIs of the tenant.
+    pub resources: Vec<Resource>,
+    /// How long tokens live; see also [`StandInEntra::set_token_lifetime`].
+    pub token_lifetime: Duration,
+    /// How far the clock of an assertion's issuer may be off.
+    pub clock_skew: Duration,
+    /// How many token requests are kept in the log.
+    pub log_capacity: usize,
+}
+
+impl Default for EntraOptions {
+    fn default() -> Self {
+        Self {
+            tenant_id: TENANT_ID.into(),
+            tenant_domain: "mcp-demo.onmicrosoft.com".into(),
+            client_id: CLIENT_ID.into(),
+            service_principal_id: "91e4d7c2-3b5a-4f60-8c1d-e2f3a4b5c6d7".into(),
+            client_secrets: vec![CLIENT_SECRET.into()],
+            expired_client_secrets: vec![EXPIRED_CLIENT_SECRET.into()],
+            federated_subject: SERVICE_ACCOUNT.into(),
+            resources: vec![
+                Resource {
+                    app_id: RESOURCE_APP_ID.into(),
+                    identifier_uris: vec![RESOURCE.into()],
+                    token_version: TokenVersion::V2,
+                    granted_roles: vec![ROLE.into()],
+                },
+                Resource {
+                    app_id: "797f4846-ba00-4fd7-ba43-dac1f8f63013".into(),
+                    identifier_uris: vec![
+                        "https://management.azure.com".into(),
+                        "https://management.core.windows.net".into(),
+                    ],
+                    token_version: TokenVersion::V1,
+                    granted_roles: Vec::new(),
+                },
+            ],
+            token_lifetime: Duration::from_secs(3599),
+            clock_skew: Duration::from_secs(300),
+            log_capacity: 2048,
+        }
+    }
+}
+
+/// One request to the token endpoint, as it came; secrets are replaced by their [`digest`].
+#[derive(Debug, Clone)]
+pub struct TokenRequest {
+    /// Path and query.
+    pub target: String,
+    /// The form's fields in their order.
+    pub form: Form,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// When it came.
+    pub at: SystemTime,
+    /// The status of the answer; `None` while, or because, there is none.
+    pub status: Option<StatusCode>,
+}
+
+impl TokenRequest {
+    /// A field of the form.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// The running stand-in; dropping it stops it.
+pub struct StandInEntra {
+    state: Arc<State>,
+    server: Server,
+    ca_pem: String,
+    authority: Url,
+}
+
+/// What the tenant holds, without the HTTP around it.
+struct Directory {
+    options: EntraOptions,
+    /// Without a trailing slash.
+    authority: String,
+    /// With one, as Kubernetes issuers of AKS have it.
+    cluster_issuer: String,
+    keys: SharedKeys,
+    /// Made when it is first needed, for making it takes longer than all the rest of the start.
+    cluster_key: OnceLock<Option<SigningKey>>,
+    token_lifetime_secs: AtomicU64,
+}
+
+struct State {
+    directory: Directory,
+    faults: Faults,
+    log: Log<TokenRequest>,
+    token_requests: Counter,
+    cancelled: Arc<Counter>,
+    line_breaks: std::sync::atomic::AtomicBool,
+}
+
+impl StandInEntra {
+    /// Starts it on a free port of loopback.
+    ///
+    /// # Errors
+    /// When no port can be bound or no key can be made.
+    pub async fn start(options: EntraOptions) -> io::Result<Self> {
+        let port = Port::bind().await?;
+        let authority = format!("https://localhost:{}", port.addr.port());
+        let (tls, ca_pem) = certify()?;
+        let state = Arc::new(State {
+            faults: Faults::default(),
+            log: Log::new(options.log_capacity),
+            token_requests: Counter::default(),
+            cancelled: Arc::default(),
+            line_breaks: false.into(),
+            directory: Directory {
+                token_lifetime_secs: options.token_lifetime.as_secs().into(),
+                cluster_issuer: format!("{authority}/cluster/"),
+                keys: SharedKeys::new(new_entra_key().await?),
+                cluster_key: OnceLock::new(),
+                authority: authority.clone(),
+                options,
+            },
+        });
+        let serving = Arc::clone(&state);
+        let server = port.serve(Some(tls), move |request| answer(Arc::clone(&serving), request));
+        let authority = Url::parse(&authority).map_err(io::Error::other)?;
+        Ok(Self { state, server, ca_pem, authority })
+    }
+
+    /// What to set as authority: `https://localhost:PORT/`.
+    #[must_use]
+    pub fn authority(&self) -> Url {
+        self.authority.clone()
+    }
+
+    /// The certificate authority to trust.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// The tenant and its applications.
+    #[must_use]
+    pub fn options(&self) -> &EntraOptions {
+        &self.state.directory.options
+    }
+
+    /// The issuer of its tokens, as their `iss` has it.
+    #[must_use]
+    pub fn issuer(&self, version: TokenVersion) -> String {
+        self.state.directory.issuer(version)
+    }
+
+    /// A verifier for tokens of the first resource.
+    #[must_use]
+    pub fn verifier(&self) -> Verifier {
+        let directory = &self.state.directory;
+        let resource = directory.options.resources.iter().take(1);
+        Verifier {
+            keys: directory.keys.clone(),
+            issuers: [TokenVersion::V1, TokenVersion::V2].map(|version| directory.issuer(version)).into(),
+            audiences: resource
+                .flat_map(|one| std::iter::once(&one.app_id).chain(&one.identifier_uris))
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// A token as the kubelet projects it for the trusted service account, good for an hour. The fields of `changes`
+    /// replace claims, `null` removes one.
+    #[must_use]
+    pub fn service_account_token(&self, changes: &Value) -> String {
+        let (directory, now) = (&self.state.directory, unix_now());
+        let subject = &directory.options.federated_subject;
+        let mut account = subject.rsplit(':');
+        let (name, namespace) = (account.next().unwrap_or_default(), account.next().unwrap_or_default());
+        let mut claims = json!({
+            "aud": ["api://AzureADTokenExchange"], "iss": directory.cluster_issuer, "sub": subject,
+            "iat": now, "nbf": now, "exp": now + 3600, "jti": Uuid::new_v4().to_string(),
+            "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": Uuid::nil().to_string() } },
+        });
+        keys::overlay(&mut claims, changes);
+        let header = json!({ "typ": null, "x5t": null });
+        directory.cluster_key().map(|key| key.sign(&header, &claims)).unwrap_or_default()
+    }
+
+    /// An app-only access token for the first resource, without asking over HTTP. The fields of `changes` replace
+    /// claims, `null` removes one.
+    #[must_use]
+    pub fn access_token(&self, changes: &Value) -> String {
+        let directory = &self.state.directory;
+        let mut claims = match directory.options.resources.first() {
+            Some(resource) => grants::app_claims(directory, resource, &resource.app_id),
+            None => json!({}),
+        };
+        keys::overlay(&mut claims, changes);
+        self.sign(&json!({}), &claims)
+    }
+
+    /// Signs any claims with the current key. `header` is laid over `typ`, `alg`, `kid` and `x5t`; its `alg` is obeyed
+    /// where that can be done: the RSA ones, `none` (no signature), and the HMAC ones, whose secret is then the public
+    /// key as PEM. Anything else is signed as RS256.
+    #[must_use]
+    pub fn sign(&self, header: &Value, claims: &Value) -> String {
+        self.state.directory.keys.sign(header, claims)
+    }
+
+    /// A new key signs from now on; the one before stays published.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub async fn rotate_keys(&self) -> io::Result<()> {
+        self.state.directory.keys.rotate(new_entra_key().await?, true);
+        Ok(())
+    }
+
+    /// A new key signs from now on and all others are gone: tokens handed out before are no longer accepted.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub async fn replace_keys(&self) -> io::Result<()> {
+        self.state.directory.keys.rotate(new_entra_key().await?, false);
+        Ok(())
+    }
+
+    /// How long tokens live that are handed out from now on, in whole seconds.
+    pub fn set_token_lifetime(&self, lifetime: Duration) {
+        self.state.directory.token_lifetime_secs.store(lifetime.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Writes `\r\n` into error descriptions, as Entra did until 2023, instead of spaces.
+    pub fn set_line_breaks(&self, on: bool) {
+        self.state.line_breaks.store(on, Ordering::Relaxed);
+    }
+
+    /// Replaces all fault rules; `None` or an empty list makes it honest again.
+    pub fn set_fault(&self, rules: impl IntoIterator<Item = FaultRule>) {
+        self.state.faults.set(rules);
+    }
+
+    /// Adds a fault rule.
+    pub fn add_fault(&self, rule: FaultRule) {
+        self.state.faults.add(rule);
+    }
+
+    /// Cuts all connections and refuses new ones, or listens again.
+    ///
+    /// # Errors
+    /// When the port cannot be kept or taken again.
+    pub async fn set_down(&self, down: bool) -> io::Result<()> {
+        self.server.set_down(down).await
+    }
+
+    /// The newest token requests, oldest first.
+    #[must_use]
+    pub fn token_requests(&self) -> Vec<TokenRequest> {
+        self.state.log.all()
+    }
+
+    /// How many token requests came.
+    #[must_use]
+    pub fn token_request_count(&self) -> &Counter {
+        &self.state.token_requests
+    }
+
+    /// How many requests lost their client before they were answered.
+    #[must_use]
+    pub fn cancelled_count(&self) -> &Counter {
+        &self.state.cancelled
+    }
+
+    /// How many connections were accepted.
+    #[must_use]
+    pub fn connection_count(&self) -> &Counter {
+        &self.server.connections
+    }
+}
+
+impl Directory {
+    fn issuer(&self, version: TokenVersion) -> String {
+        match version {
+            TokenVersion::V1 => format!("https://sts.windows.net/{}/", self.options.tenant_id),
+            TokenVersion::V2 => format!("{}/{}/v2.0", self.authority, self.options.tenant_id),
+        }
+    }
+
+    fn cluster_key(&self) -> Option<&SigningKey> {
+        self.cluster_key.get_or_init(|| SigningKey::generate("kubernetes").ok()).as_ref()
+    }
+
+    fn token_lifetime(&self) -> Duration {
+        Duration::from_secs(self.token_lifetime_secs.load(Ordering::Relaxed))
+    }
+
+    fn is_tenant(&self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(&self.options.tenant_id) || name.eq_ignore_ascii_case(&self.options.tenant_domain)
+    }
+
+    fn openid_configuration(&self, tenant: &str, version: TokenVersion) -> Result<Value, Refusal> {
+        let common = ["common", "organizations"].contains(&tenant);
+        if !common && !self.is_tenant(tenant) {
+            return Err(Refusal::unknown_tenant("invalid_tenant", tenant));
+        }
+        let authority = &self.authority;
+        let (issuer, oauth2, keys) = match version {
+            TokenVersion::V1 if common => {
+                ("https://sts.windows.net/{tenantid}/".into(), "oauth2", "common/discovery/keys".into())
+            }
+            TokenVersion::V2 if common => {
+                (format!("{authority}/{{tenantid}}/v2.0"), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys"))
+            }
+            TokenVersion::V1 => (self.issuer(version), "oauth2", "common/discovery/keys".into()),
+            TokenVersion::V2 => (self.issuer(version), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys")),
+        };
+        Ok(json!({
+            "token_endpoint": format!("{authority}/{tenant}/{oauth2}/token"),
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
+            "jwks_uri": format!("{authority}/{keys}"),
+            "response_modes_supported": ["query", "fragment", "form_post"],
+            "subject_types_supported": ["pairwise"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
+            "scopes_supported": ["openid", "profile", "email", "offline_access"],
+            "issuer": issuer,
+            "request_uri_parameter_supported": false,
+            "authorization_endpoint": format!("{authority}/{tenant}/{oauth2}/authorize"),
+            "device_authorization_endpoint": format!("{authority}/{tenant}/{oauth2}/devicecode"),
+            "end_session_endpoint": format!("{authority}/{tenant}/{oauth2}/logout"),
+            "http_logout_supported": true,
+            "frontchannel_logout_supported": true,
+            "claims_supported": ["sub", "iss", "aud", "exp", "iat", "nonce", "name", "tid", "ver"],
+            "tenant_region_scope": "EU",
+            "cloud_instance_name": authority.trim_start_matches("https://"),
+            "msgraph_host": "graph.microsoft.com",
+        }))
+    }
+
+    fn published_keys(&self, issuer: &str) -> Value {
+        json!({ "keys": self.keys.all().iter().map(|key| key.entra_jwk(issuer)).collect::<Vec<_>>() })
+    }
+
+    /// The documents that are there for everybody.
+    fn document(&self, segments: &[&str]) -> Option<Result<Value, Refusal>> {
+        let authority = &self.authority;
+        let host = authority.trim_start_matches("https://");
+        let any_tenant = || format!("{authority}/{{tenantid}}/v2.0");
+        Some(Ok(match segments {
+            ["common", "discovery", "instance"] => json!({
+                "tenant_discovery_endpoint":
+                    format!("{authority}/{}/v2.0/.well-known/openid-configuration", self.options.tenant_id),
+                "api-version": "1.1",
+                "metadata": [{ "preferred_network": host, "preferred_cache": host, "aliases": [host] }],
+            }),
+            ["cluster", ".well-known", "openid-configuration"] => json!({
+                "issuer": self.cluster_issuer,
+                "jwks_uri": format!("{}openid/v1/jwks", self.cluster_issuer),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+            }),
+            ["cluster", "openid", "v1", "jwks"] => json!({
+                "keys": self.cluster_key().into_iter().map(SigningKey::kubernetes_jwk).collect::<Vec<_>>(),
+            }),
+            [tenant, "v2.0", ".well-known", "openid-configuration"] => {
+                return Some(self.openid_configuration(tenant, TokenVersion::V2));
+            }
+            [tenant, ".well-known", "openid-configuration"] => {
+                return Some(self.openid_configuration(tenant, TokenVersion::V1));
+            }
+            ["common" | "organizations", "discovery", "keys"]
+            | ["common" | "organizations", "discovery", "v2.0", "keys"] => self.published_keys(&any_tenant()),
+            [tenant, "discovery", "keys"] | [tenant, "discovery", "v2.0", "keys"] => {
+                if !self.is_tenant(tenant) {
+                    return Some(Err(Refusal::unknown_tenant("invalid_tenant", tenant)));
+                }
+                self.published_keys(&self.issuer(TokenVersion::V2))
+            }
+            _ => return None,
+        }))
+    }
+}
+
+async fn new_entra_key() -> io::Result<Arc<SigningKey>> {
+    let key = tokio::task::spawn_blocking(|| SigningKey::generate("accounts.accesscontrol.windows.net"));
+    key.await.map_err(io::Error::other)?.map(Arc::new)
+}
+
+/// A new certificate authority (as PEM) and the acceptor with a certificate by it for `localhost` and `127.0.0.1`.
+fn certify() -> io::Result<(TlsAcceptor, String)> {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name.push(DnType::CommonName, "Stand-in for Entra ID: demo certificate authority");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().map_err(io::Error::other)?;
+    let authority = CertifiedIssuer::self_signed(authority, key).map_err(io::Error::other)?;
+
+    let mut leaf =
+        CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).map_err(io::Error::other)?;
+    leaf.distinguished_name.push(DnType::CommonName, "localhost");
+    leaf.use_authority_key_identifier_extension = true;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate().map_err(io::Error::other)?;
+    let certificate = leaf.signed_by(&key, &authority).map_err(io::Error::other)?;
+
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((TlsAcceptor::from(Arc::new(config)), authority.pem()))
+}
+
+async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
+    let in_flight = InFlight::new(&state.cancelled);
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let to_token_endpoint = matches!(segments.as_slice(), [_, "oauth2", "v2.0", "token"]);
+    let body = read_body(body).await;
+    let form: Form = form_urlencoded::parse(body.as_deref().unwrap_or_default()).into_owned().collect();
+    let entry = to_token_endpoint.then(|| {
+        let entry = state.log.push(TokenRequest {
+            target: head.uri.to_string(),
+            form: form.iter().map(cut_secret).collect(),
+            headers: without_credentials(&head.headers),
+            at: SystemTime::now(),
+            status: None,
+        });
+        state.token_requests.add();
+        entry
+    });
+
+    let query: Form = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+    let correlation = correlation_id(&head.headers, &query, &form);
+    let line_breaks = state.line_breaks.load(Ordering::Relaxed);
+    let refuse = |refusal: &Refusal| error_response(refusal, &state.directory.authority, correlation, line_breaks);
+    let honest = || {
+        let outcome = match segments.as_slice() {
+            _ if body.is_none() => Err(Refusal {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                error: "invalid_request",
+                aadsts: 90014,
+                text: "The request body is too large.".into(),
+            }),
+            [tenant, "oauth2", "v2.0", "token"] if head.method == Method::POST => {
+                if state.directory.is_tenant(tenant) {
+                    grants::grant(&state.directory, &form)
+                } else {
+                    Err(Refusal::unknown_tenant("invalid_request", tenant))
+                }
+            }
+            [_, "oauth2", "v2.0", "token"] => Err(Refusal {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                error: "invalid_request",
+                aadsts: 900_561,
+                text: format!("The endpoint only accepts POST requests. Received a {} request.", head.method),
+            }),
+            path if head.method == Method::GET => match state.directory.document(path) {
+                Some(document) => document,
+                None => return not_found(),
+            },
+            _ => return not_found(),
+        };
+        match outcome {
+            Ok(document) => json_response(StatusCode::OK, &document, correlation),
+            Err(refusal) => refuse(&refusal),
+        }
+    };
+    let request_line = format!("{} {}", head.method, path);
+    let answer = state.faults.answer(&request_line, in_flight, |status| fault_response(status, refuse), honest).await;
+    if let (Some(entry), Ok(answer)) = (entry, &answer) {
+        state.log.amend(entry, |request| request.status = Some(answer.status()));
+    }
+    answer
+}
+
+/// What a status means when it is sent on purpose, without a body given: Entra's own answer to it.
+fn fault_response(status: StatusCode, refuse: impl Fn(&Refusal) -> Response<Bytes>) -> Response<Bytes> {
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        // The one error that Entra sends as plain text.
+        let mut response = Response::new(Bytes::from_static(b"Too Many Requests"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("60"));
+        return response;
+    }
+    if status.is_server_error() {
+        let text = "A transient error has occurred. Please try again.".into();
+        return refuse(&Refusal { status, error: "temporarily_unavailable", aadsts: 90033, text });
+    }
+    refuse(&Refusal { status, error: "invalid_request", aadsts: 90014, text: "The request was refused.".into() })
+}
+
+/// The client's own id of this exchange, wherever the official clients put it; ours if it gave none.
+fn correlation_id(headers: &HeaderMap, query: &Form, form: &Form) -> Uuid {
+    let header = headers.get("client-request-id").and_then(|value| value.to_str().ok());
+    let fields = query.iter().chain(form).filter(|(name, _)| name == "client-request-id");
+    header
+        .into_iter()
+        .chain(fields.map(|(_, value)| value.as_str()))
+        .find_map(|text| Uuid::try_parse(text).ok())
+        .unwrap_or_else(Uuid::new_v4)
+}
+
+fn cut_secret((name, value): &(String, String)) -> (String, String) {
+    let secret =
+        ["client_secret", "client_assertion", "assertion", "code", "password", "refresh_token", "user_assertion"];
+    let shown = if secret.contains(&name.as_str()) { digest(value) } else { value.clone() };
+    (name.clone(), shown)
+}
+
+fn error_response(refusal: &Refusal, authority: &str, correlation: Uuid, line_breaks: bool) -> Response<Bytes> {
+    let now = OffsetDateTime::now_utc();
+    let (date, time) = (now.date(), now.time());
+    let timestamp = format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    );
+    let trace = Uuid::new_v4();
+    let gap = if line_breaks { "\r\n" } else { " " };
+    let description = format!(
+        "AADSTS{}: {}{gap}Trace ID: {trace}{gap}Correlation ID: {correlation}{gap}Timestamp: {timestamp}",
+        refusal.aadsts, refusal.text
+    );
+    let body = json!({
+        "error": refusal.error,
+        "error_description": description,
+        "error_codes": [refusal.aadsts],
+        "timestamp": timestamp,
+        "trace_id": trace.to_string(),
+        "correlation_id": correlation.to_string(),
+        "error_uri": format!("{authority}/error?code={}", refusal.aadsts),
+    });
+    let mut response = json_response(refusal.status, &body, correlation);
+    if let Ok(trace) = HeaderValue::try_from(trace.to_string()) {
+        response.headers_mut().insert("x-ms-request-id", trace);
+    }
+    response
+}
+
+fn json_response(status: StatusCode, body: &Value, correlation: Uuid) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_TYPE, "application/json; charset=utf-8"),
+        (CACHE_CONTROL, "no-store, no-cache"),
+        (PRAGMA, "no-cache"),
+        (EXPIRES, "-1"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    for (name, id) in [("x-ms-request-id", Uuid::new_v4()), ("client-request-id", correlation)] {
+        if let Ok(id) = HeaderValue::try_from(id.to_string()) {
+            headers.insert(name, id);
+        }
+    }
+    response
+}
+
+fn not_found() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
+#[cfg(test)]
+mod tests;

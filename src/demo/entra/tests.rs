@@ -1,0 +1,302 @@
+use reqwest::Certificate;
+
+use super::super::wire::unix_now;
+use super::*;
+
+/// A client that trusts the stand-in alone.
+struct Client<'a>(&'a StandInEntra, reqwest::Client);
+
+impl<'a> Client<'a> {
+    fn new(entra: &'a StandInEntra) -> Self {
+        let ca = Certificate::from_pem(entra.ca_pem().as_bytes()).unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([ca]).no_proxy();
+        Self(entra, client.timeout(Duration::from_secs(20)).build().unwrap())
+    }
+
+    async fn ask(&self, form: &[(&str, &str)]) -> (u16, Value) {
+        let response = self.post(TENANT_ID, form).await.unwrap();
+        (response.status().as_u16(), serde_json::from_slice(&response.bytes().await.unwrap()).unwrap())
+    }
+
+    async fn post(&self, tenant: &str, form: &[(&str, &str)]) -> reqwest::Result<reqwest::Response> {
+        let url = self.0.authority().join(&format!("{tenant}/oauth2/v2.0/token?unknown=1")).unwrap();
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let request = self.1.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded;charset=utf-8");
+        request.header("client-request-id", "11111111-2222-4333-8444-555555555555").body(body).send().await
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let response = self.1.get(self.0.authority().join(path).unwrap()).send().await.unwrap();
+        (response.status().as_u16(), serde_json::from_slice(&response.bytes().await.unwrap()).unwrap())
+    }
+}
+
+fn with_secret<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let form = [
+        ("client_id", CLIENT_ID),
+        ("client_secret", CLIENT_SECRET),
+        ("grant_type", "client_credentials"),
+        ("scope", SCOPE),
+        ("client_info", "1"),
+    ];
+    changed(&form, changes)
+}
+
+fn with_assertion(assertion: &str) -> Vec<(&str, &str)> {
+    let proof = [
+        ("client_assertion", assertion),
+        ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"),
+    ];
+    let mut form = with_secret(&proof);
+    form.retain(|(name, _)| *name != "client_secret");
+    form
+}
+
+/// The form with some fields set to another value; `-` takes a field away.
+fn changed<'a>(form: &[(&'a str, &'a str)], changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let kept = form.iter().filter(|(name, _)| !changes.iter().any(|(changed, _)| changed == name));
+    kept.chain(changes.iter().filter(|(_, value)| *value != "-")).copied().collect()
+}
+
+async fn start() -> StandInEntra {
+    StandInEntra::start(EntraOptions::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_secret_and_an_assertion_each_buy_a_token_that_the_published_keys_verify() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let assertion = entra.service_account_token(&json!({}));
+    for (form, acr) in [(with_secret(&[]), "1"), (with_assertion(&assertion), "2")] {
+        let (status, answer) = client.ask(&form).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["token_type"], "Bearer");
+        assert_eq!(answer["expires_in"], 3599);
+
+        let (_, configuration) = client.get(&format!("{TENANT_ID}/v2.0/.well-known/openid-configuration")).await;
+        let keys = configuration["jwks_uri"].as_str().unwrap().strip_prefix(entra.authority().as_str()).unwrap();
+        let (_, keys) = client.get(keys).await;
+        assert!(keys["keys"][0].get("alg").is_none());
+        let keys: jsonwebtoken::jwk::JwkSet = serde_json::from_value(keys).unwrap();
+        let token = answer["access_token"].as_str().unwrap();
+        let header = jsonwebtoken::decode_header(token).unwrap();
+        let key = jsonwebtoken::DecodingKey::from_jwk(keys.find(&header.kid.unwrap()).unwrap()).unwrap();
+        let mut rules = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
+        rules.set_audience(&[RESOURCE_APP_ID]);
+        rules.set_issuer(&[configuration["issuer"].as_str().unwrap()]);
+        let claims = jsonwebtoken::decode::<Value>(token, &key, &rules).unwrap().claims;
+        for (claim, value) in [
+            ("ver", "2.0"),
+            ("tid", TENANT_ID),
+            ("azp", CLIENT_ID),
+            ("azpacr", acr),
+            ("oid", claims["sub"].as_str().unwrap()),
+        ] {
+            assert_eq!(claims[claim], value, "{claim}");
+        }
+        assert_eq!(claims["roles"], json!([ROLE]));
+        assert!(claims.get("scp").is_none());
+        assert_eq!(serde_json::to_value(entra.verifier().verify(token).unwrap()).unwrap(), claims);
+    }
+    let (_, cluster) = client.get("cluster/.well-known/openid-configuration").await;
+    assert!(cluster["issuer"].as_str().unwrap().ends_with("/cluster/"));
+    assert_eq!(client.get("cluster/openid/v1/jwks").await.1["keys"][0]["alg"], "RS256");
+}
+
+#[tokio::test]
+async fn a_version_1_resource_gets_version_1_tokens() {
+    let entra = start().await;
+    let scope = [("scope", "https://management.azure.com/.default")];
+    let (_, answer) = Client::new(&entra).ask(&with_secret(&scope)).await;
+    let token = answer["access_token"].as_str().unwrap();
+    let claims = keys::Jws::parse(token).unwrap().claims;
+    for (claim, value) in
+        [("aud", "https://management.azure.com"), ("ver", "1.0"), ("appid", CLIENT_ID), ("appidacr", "1")]
+    {
+        assert_eq!(claims[claim], value, "{claim}");
+    }
+    assert_eq!(claims["iss"], format!("https://sts.windows.net/{TENANT_ID}/"));
+    assert_eq!(entra.verifier().verify(token), Err(TokenRejected::Audience));
+}
+
+#[tokio::test]
+async fn every_mistake_in_a_request_gets_entras_answer() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    for (changes, status, error, aadsts) in [
+        ([("grant_type", "-")], 400, "invalid_request", 900_144),
+        ([("grant_type", "password")], 400, "unsupported_grant_type", 70003),
+        ([("client_id", "-")], 400, "invalid_request", 900_144),
+        ([("client_id", TENANT_ID)], 400, "unauthorized_client", 700_016),
+        ([("client_secret", "-")], 401, "invalid_client", 7_000_216),
+        ([("client_secret", "")], 401, "invalid_client", 7_000_218),
+        ([("client_secret", "wrong")], 401, "invalid_client", 7_000_215),
+        ([("client_secret", EXPIRED_CLIENT_SECRET)], 401, "invalid_client", 7_000_222),
+        ([("scope", "-")], 400, "invalid_request", 900_144),
+        ([("scope", "api://mcp-demo-backend/read\"")], 400, "invalid_scope", 70011),
+        ([("scope", RESOURCE)], 400, "invalid_scope", 1_002_012),
+        ([("scope", "/.default")], 400, "invalid_scope", 1_002_012),
+        (
+            [("scope", "api://mcp-demo-backend/.default https://management.azure.com/.default")],
+            400,
+            "invalid_scope",
+            700_022,
+        ),
+        ([("scope", "api://nobody/.default")], 400, "invalid_resource", 500_011),
+    ] {
+        let response = client.post(TENANT_ID, &with_secret(&changes)).await.unwrap();
+        expect_refusal(response, status, error, aadsts, &format!("{changes:?}")).await;
+    }
+    let response = client.post("contoso.example", &with_secret(&[])).await.unwrap();
+    expect_refusal(response, 400, "invalid_request", 90002, "tenant").await;
+    let (status, answer) = client.get("contoso.example/v2.0/.well-known/openid-configuration").await;
+    assert_eq!((status, &answer["error"], &answer["error_codes"][0]), (400, &json!("invalid_tenant"), &json!(90002)));
+}
+
+#[tokio::test]
+async fn every_mistake_in_an_assertion_gets_entras_answer() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let now = unix_now();
+    let good = entra.service_account_token(&json!({}));
+    let token = |changes: Value| entra.service_account_token(&changes);
+    let stranger = entra.sign(&json!({}), &Value::Object(keys::Jws::parse(&good).unwrap().claims));
+    let mut tampered = good.clone();
+    tampered.replace_range(tampered.len() - 8..tampered.len() - 4, "AAAA");
+    for (assertion, status, error, aadsts) in [
+        ("no token".into(), 400, "invalid_request", 50027),
+        (format!("{good}\n"), 400, "invalid_request", 50013),
+        (tampered, 400, "invalid_request", 50013),
+        (stranger, 400, "invalid_request", 5_000_811),
+        (token(json!({ "exp": null })), 400, "invalid_request", 50027),
+        (token(json!({ "iss": entra.authority().as_str() })), 401, "invalid_client", 700_211),
+        (token(json!({ "aud": ["https://kubernetes.default.svc"] })), 401, "invalid_client", 700_212),
+        (token(json!({ "sub": "system:serviceaccount:default:default" })), 401, "invalid_client", 700_213),
+        (token(json!({ "sub": SERVICE_ACCOUNT.to_uppercase() })), 401, "invalid_client", 7_002_138),
+        (token(json!({ "iat": null })), 401, "invalid_client", 70023),
+        (token(json!({ "exp": now + 26 * 3600 })), 401, "invalid_client", 70023),
+        (token(json!({ "iat": now - 4000, "exp": now - 400 })), 401, "invalid_client", 700_024),
+        (token(json!({ "nbf": now + 400 })), 401, "invalid_client", 700_024),
+    ] {
+        let response = client.post(TENANT_ID, &with_assertion(&assertion)).await.unwrap();
+        expect_refusal(response, status, error, aadsts, &assertion).await;
+    }
+    let within_skew = token(json!({ "iat": now - 4000, "nbf": now + 100, "exp": now - 200 }));
+    assert_eq!(client.ask(&with_assertion(&within_skew)).await.0, 200);
+}
+
+async fn expect_refusal(response: reqwest::Response, status: u16, error: &str, aadsts: u32, case: &str) {
+    assert_eq!(response.status().as_u16(), status, "{case}");
+    let headers = response.headers().clone();
+    let body: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert_eq!((&body["error"], &body["error_codes"]), (&json!(error), &json!([aadsts])), "{case}: {body}");
+    assert_eq!(body["correlation_id"], "11111111-2222-4333-8444-555555555555");
+    assert_eq!(headers["client-request-id"], "11111111-2222-4333-8444-555555555555");
+    assert_eq!(headers["x-ms-request-id"], body["trace_id"].as_str().unwrap());
+    assert!(headers[CACHE_CONTROL].to_str().unwrap().contains("no-store"));
+    let description = body["error_description"].as_str().unwrap();
+    assert!(description.starts_with(&format!("AADSTS{aadsts}: ")), "{description}");
+    let ids = format!(
+        " Trace ID: {} Correlation ID: {} Timestamp: {}",
+        body["trace_id"].as_str().unwrap(),
+        body["correlation_id"].as_str().unwrap(),
+        body["timestamp"].as_str().unwrap()
+    );
+    assert!(description.ends_with(&ids), "{description}");
+}
+
+#[tokio::test]
+async fn rotation_keeps_the_old_key_and_replacement_does_not() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let verifier = entra.verifier();
+    let old = entra.access_token(&json!({}));
+    entra.rotate_keys().await.unwrap();
+    let new = entra.access_token(&json!({}));
+    assert!(verifier.verify(&old).is_ok() && verifier.verify(&new).is_ok());
+    assert_eq!(client.get("common/discovery/keys").await.1["keys"].as_array().unwrap().len(), 2);
+    entra.replace_keys().await.unwrap();
+    assert_eq!(verifier.verify(&old), Err(TokenRejected::UnknownKey));
+    assert_eq!(verifier.verify(&new), Err(TokenRejected::UnknownKey));
+    assert_eq!(client.get(&format!("{TENANT_ID}/discovery/v2.0/keys")).await.1["keys"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_verifier_tells_why() {
+    let entra = start().await;
+    let verifier = entra.verifier();
+    let claims = Value::Object(keys::Jws::parse(&entra.access_token(&json!({}))).unwrap().claims);
+    let good = entra.sign(&json!({}), &claims);
+    for (token, why) in [
+        ("x.y".to_owned(), TokenRejected::Malformed),
+        (good.replacen("eyJ", "eyK", 1), TokenRejected::Malformed),
+        (format!("{}AAAA", &good[..good.len() - 4]), TokenRejected::Signature),
+        (entra.sign(&json!({ "alg": "none" }), &claims), TokenRejected::UnknownKey),
+        (entra.sign(&json!({ "alg": "HS256" }), &claims), TokenRejected::UnknownKey),
+        (entra.sign(&json!({ "kid": "other" }), &claims), TokenRejected::UnknownKey),
+        (entra.access_token(&json!({ "iss": "https://login.example" })), TokenRejected::Issuer),
+        (entra.access_token(&json!({ "aud": "api://other" })), TokenRejected::Audience),
+        (entra.access_token(&json!({ "exp": unix_now() - 1 })), TokenRejected::Expired),
+        (entra.access_token(&json!({ "exp": null })), TokenRejected::Expired),
+        (entra.access_token(&json!({ "nbf": unix_now() + 60 })), TokenRejected::NotYetValid),
+    ] {
+        assert_eq!(verifier.verify(&token), Err(why), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_logged_without_their_secrets() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let assertion = entra.service_account_token(&json!({}));
+    client.ask(&with_secret(&[])).await;
+    client.ask(&with_assertion(&assertion)).await;
+    let log = entra.token_requests();
+    assert_eq!((log.len(), entra.token_request_count().get()), (2, 2));
+    assert_eq!(log[0].target, format!("/{TENANT_ID}/oauth2/v2.0/token?unknown=1"));
+    assert_eq!(log[0].status, Some(StatusCode::OK));
+    assert_eq!(log[0].field("scope"), Some(SCOPE));
+    assert_eq!(log[1].field("client_assertion"), Some(digest(&assertion).as_str()));
+    let shown = format!("{log:?}");
+    assert!(!shown.contains(CLIENT_SECRET) && !shown.contains(&assertion));
+}
+
+#[tokio::test]
+async fn it_can_be_throttled_slow_dead_or_down() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let form = with_secret(&[]);
+
+    entra.set_fault([FaultRule::status(429).times(1)]);
+    let throttled = client.post(TENANT_ID, &form).await.unwrap();
+    assert_eq!(
+        (throttled.status().as_u16(), &throttled.headers()[RETRY_AFTER]),
+        (429, &HeaderValue::from_static("60"))
+    );
+    assert_eq!(throttled.text().await.unwrap(), "Too Many Requests");
+    assert_eq!(client.ask(&form).await.0, 200);
+
+    entra.set_fault([FaultRule::status(503)]);
+    let (status, body) = client.ask(&form).await;
+    assert_eq!((status, &body["error_codes"][0]), (503, &json!(90033)));
+
+    entra.set_fault([FaultRule::status(502).header("content-type", "text/html").body("<html>")]);
+    assert_eq!(client.post(TENANT_ID, &form).await.unwrap().text().await.unwrap(), "<html>");
+
+    entra.set_fault([FaultRule::hang()]);
+    let waiting = tokio::time::timeout(Duration::from_millis(300), client.post(TENANT_ID, &form));
+    assert!(waiting.await.is_err());
+    entra.cancelled_count().reaches(1).await;
+
+    entra.set_fault(None);
+    entra.set_line_breaks(true);
+    let (_, body) = client.ask(&with_secret(&[("client_secret", "wrong")])).await;
+    assert!(body["error_description"].as_str().unwrap().contains("\r\nTrace ID"));
+
+    entra.set_down(true).await.unwrap();
+    assert!(client.post(TENANT_ID, &form).await.unwrap_err().is_connect());
+    entra.set_down(false).await.unwrap();
+    entra.set_token_lifetime(Duration::from_secs(86_400));
+    let (_, body) = client.ask(&form).await;
+    assert_eq!((&body["expires_in"], &body["refresh_in"]), (&json!(86_400), &json!(43_200)));
+}

@@ -1,0 +1,248 @@
+//! From text to types, one function per kind of value.
+//!
+//! Each gets a trimmed text that is not empty. Its error says what is wrong and what would be accepted, and never repeats
+//! the value: whether that may be shown is not for a parser to decide.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+use url::Url;
+use uuid::Uuid;
+
+use super::without_trailing_slash;
+
+/// A day: longer is a slip of the keyboard.
+const MOST_SECONDS: f64 = 86_400.0;
+
+pub(super) fn tenant_id(value: &str) -> Result<String, String> {
+    let name = value.to_ascii_lowercase();
+    if ["common", "organizations", "consumers"].contains(&name.as_str()) {
+        return Err("is no single tenant; expected the tenant's GUID or domain name".to_owned());
+    }
+    if is_guid(&name) || (name.contains('.') && is_host_name(&name) && !name.contains('_')) {
+        return Ok(name);
+    }
+    Err("is not a tenant; expected a GUID, or a domain name such as contoso.onmicrosoft.com".to_owned())
+}
+
+pub(super) fn client_id(value: &str) -> Result<String, String> {
+    if is_guid(value) {
+        return Ok(value.to_ascii_lowercase());
+    }
+    Err("is not a client id; expected a GUID".to_owned())
+}
+
+pub(super) fn authority(value: &str) -> Result<Url, String> {
+    let url = absolute_url(value, &["https"])?;
+    if url.path() != "/" {
+        return Err("has a path, which would be ignored; expected `https://host`".to_owned());
+    }
+    Ok(url)
+}
+
+/// A token in place of the path to it must not end up in a message about a missing file.
+pub(super) fn token_file(value: &str) -> Result<PathBuf, String> {
+    if looks_like_credential(value) || value.contains(char::is_control) {
+        return Err("is not a path; expected the path of the file that holds the federated token".to_owned());
+    }
+    Ok(value.into())
+}
+
+/// The characters are those of an OAuth scope token (RFC 6749, section 3.3).
+pub(super) fn scope(value: &str) -> Result<String, String> {
+    let resource = value.strip_suffix("/.default").unwrap_or_default();
+    let legal = |char: char| char.is_ascii_graphic() && !['"', '\\'].contains(&char);
+    if resource.is_empty() || !resource.chars().all(legal) {
+        return Err(
+            "is not a scope; expected `<resource>/.default` such as `api://<backend-app-id>/.default`".to_owned()
+        );
+    }
+    Ok(value.to_owned())
+}
+
+pub(super) fn base_url(value: &str) -> Result<Url, String> {
+    absolute_url(value, &["http", "https"]).map(without_trailing_slash)
+}
+
+pub(super) fn boolean(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err("is neither true nor false; expected true, false, 1, 0, yes or no".to_owned()),
+    }
+}
+
+pub(super) fn seconds(value: &str) -> Result<Duration, String> {
+    seconds_or_zero(value)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("is not a number of seconds above 0 and up to {MOST_SECONDS}"))
+}
+
+pub(super) fn seconds_or_zero(value: &str) -> Result<Duration, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|seconds| (0.0..=MOST_SECONDS).contains(seconds))
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("is not a number of seconds from 0 to {MOST_SECONDS}"))
+}
+
+pub(super) fn bytes(value: &str) -> Result<usize, String> {
+    whole_number(value, 1 << 10..=64 << 20)
+}
+
+pub(super) fn connections(value: &str) -> Result<usize, String> {
+    whole_number(value, 1..=65_536)
+}
+
+pub(super) fn host(value: &str) -> Result<IpAddr, String> {
+    if value.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    value.parse().map_err(|_| "is not an address to bind; expected an IP address or `localhost`".to_owned())
+}
+
+pub(super) fn port(value: &str) -> Result<u16, String> {
+    value.parse().map_err(|_| "is not a port number from 0 to 65535".to_owned())
+}
+
+/// The contract's words become tracing's. Any other bare word would be taken for a module path and silence all the rest,
+/// so it is refused.
+pub(super) fn log_filter(value: &str) -> Result<String, String> {
+    let refused = || {
+        "is no log level; expected DEBUG, INFO, WARNING, ERROR or CRITICAL, or a tracing filter directive \
+         such as `info,mcp_server=debug`"
+            .to_owned()
+    };
+    let directives: Option<Vec<&str>> = value.split(',').map(str::trim).map(directive).collect();
+    let filter = directives.ok_or_else(refused)?.join(",");
+    EnvFilter::builder().parse(&filter).map_err(|_| refused())?;
+    Ok(filter)
+}
+
+fn directive(text: &str) -> Option<&str> {
+    match text.to_ascii_lowercase().as_str() {
+        "trace" => Some("trace"),
+        "debug" => Some("debug"),
+        "info" => Some("info"),
+        "warn" | "warning" => Some("warn"),
+        "error" | "critical" => Some("error"),
+        "off" => Some("off"),
+        _ => text.split_once('=').filter(|(target, level)| !target.is_empty() && !level.is_empty()).map(|_| text),
+    }
+}
+
+/// `*` is let through: whether it stands alone is seen by the caller only.
+pub(super) fn allowed_host(value: &str) -> Result<String, String> {
+    if value == "*" {
+        return Ok(value.to_owned());
+    }
+    let value = value.to_ascii_lowercase();
+    host_and_port(&value).ok_or_else(|| {
+        "is not a host; expected `host`, `host:port`, `[IPv6]` or `[IPv6]:port`, or `*` alone".to_owned()
+    })
+}
+
+pub(super) fn allowed_origin(value: &str) -> Result<String, String> {
+    if value == "*" {
+        return Err("would let any web site that a user visits call the tools; expected a list of origins".to_owned());
+    }
+    if value.eq_ignore_ascii_case("null") {
+        return Err("is what every local file and sandboxed frame sends, so it identifies nobody; expected an origin \
+                    such as `https://app.example.com`"
+            .to_owned());
+    }
+    let refused =
+        || "is not an origin; expected `scheme://host` or `scheme://host:port`, and nothing after it".to_owned();
+    let value = value.to_ascii_lowercase();
+    let (scheme, host) = value.split_once("://").ok_or_else(refused)?;
+    let host = host.strip_suffix('/').unwrap_or(host);
+    if matches!(scheme, "http" | "https") {
+        let url = absolute_url(&value, &["http", "https"]).map_err(|_| refused())?;
+        let has_host = url.host_str().is_some_and(|host| host_and_port(host).is_some());
+        return if has_host && url.path() == "/" { Ok(url.origin().ascii_serialization()) } else { Err(refused()) };
+    }
+    let is_scheme = scheme.starts_with(|char: char| char.is_ascii_alphabetic())
+        && scheme.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char));
+    let host = host_and_port(host).filter(|_| is_scheme).ok_or_else(refused)?;
+    Ok(format!("{scheme}://{host}"))
+}
+
+/// `Url` follows the browsers and forgives a lot: blanks, backslashes, missing or surplus slashes, an `@` with nothing
+/// before it. A setting that needs such mercy is a mistake.
+fn absolute_url(value: &str, schemes: &[&str]) -> Result<Url, String> {
+    let accepted = schemes.join(" or ");
+    let refused = || format!("is not an absolute {accepted} URL");
+    let (scheme, rest) = value.split_once("://").ok_or_else(refused)?;
+    if !schemes.iter().any(|known| known.eq_ignore_ascii_case(scheme)) {
+        return Err(refused());
+    }
+    if rest.starts_with('/') || rest.chars().any(|char| char.is_whitespace() || char.is_control() || char == '\\') {
+        return Err(refused());
+    }
+    if rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@')) {
+        return Err(format!("has user info in it; expected an {accepted} URL without credentials"));
+    }
+    if rest.contains(['?', '#']) {
+        return Err(format!("has a query or a fragment; expected an {accepted} URL without"));
+    }
+    Url::parse(value).ok().filter(Url::has_host).ok_or_else(refused)
+}
+
+/// Client secrets of Entra have `Q~` in them and are 37 to 40 characters long; a JWT opens with `{"`, encoded.
+pub(super) fn looks_like_credential(value: &str) -> bool {
+    value.len() >= 37 && (value.contains("Q~") || value.starts_with("eyJ"))
+}
+
+/// Only the form with hyphens: it is the one that Entra writes.
+fn is_guid(value: &str) -> bool {
+    value.len() == 36 && Uuid::try_parse(value).is_ok()
+}
+
+/// Lower case in, canonical out: `[::1]:8000` for any spelling of that address. A bare IPv6 address gets its brackets.
+fn host_and_port(value: &str) -> Option<String> {
+    if let Ok(address) = value.parse::<Ipv6Addr>() {
+        return Some(format!("[{address}]"));
+    }
+    let (host, port) = match value.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
+            (format!("[{}]", address.parse::<Ipv6Addr>().ok()?), port)
+        }
+        None => {
+            let (host, port) = value.split_once(':').map_or((value, None), |(host, port)| (host, Some(port)));
+            if !is_host_name(host) && host.parse::<Ipv4Addr>().is_err() {
+                return None;
+            }
+            (host.to_owned(), port)
+        }
+    };
+    match port {
+        None => Some(host),
+        Some(port) => port.parse::<u16>().ok().filter(|&port| port > 0).map(|port| format!("{host}:{port}")),
+    }
+}
+
+/// Underscores are no host name by the book, but Docker's service names have them. A last label of digits is an IPv4
+/// address gone wrong.
+fn is_host_name(value: &str) -> bool {
+    let legal = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '_';
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.chars().all(legal) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let last = value.rsplit('.').next().unwrap_or_default();
+    value.len() <= 253 && value.split('.').all(is_label) && !last.chars().all(|char| char.is_ascii_digit())
+}
+
+fn whole_number(value: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| format!("is not a whole number from {} to {}", range.start(), range.end()))
+}

@@ -1,0 +1,109 @@
+//! The table of variables: their names, meanings and defaults, declared once.
+
+/// One environment variable, as the documents show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// The name in the environment.
+    pub name: &'static str,
+    /// What it sets, in one sentence.
+    pub meaning: &'static str,
+    /// What an unset or empty variable means, written as it would be set.
+    pub default: Option<&'static str>,
+    /// Whether the server refuses to start without it.
+    pub required: bool,
+    /// Whether its value must never be shown.
+    pub secret: bool,
+}
+
+const fn required(name: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: None, required: true, secret: false }
+}
+
+const fn optional(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: Some(default), required: false, secret: false }
+}
+
+const fn without_default(name: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: None, required: false, secret: false }
+}
+
+const fn secret(name: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, meaning, default: None, required: false, secret: true }
+}
+
+/// Every variable that this server reads, in the order in which the documents list them.
+pub const VARIABLES: &[Variable] = &[
+    required("AZURE_TENANT_ID", "Entra tenant, as a GUID or a domain name."),
+    required("AZURE_CLIENT_ID", "Client id of the user-assigned managed identity, or of the app registration."),
+    optional(
+        "AZURE_AUTHORITY_HOST",
+        "https://login.microsoftonline.com",
+        "Entra authority, https only, with or without a trailing slash.",
+    ),
+    optional(
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "/var/run/secrets/azure/tokens/token",
+        "Projected service-account token; where the file exists, workload identity is used (the AKS webhook sets this).",
+    ),
+    secret("AZURE_CLIENT_SECRET", "Client secret, used where no federated token file exists."),
+    optional(
+        "AZURE_SCOPES",
+        "https://management.azure.com/.default",
+        "Scope of the token for the backend; set it to `api://<backend-app-id>/.default`, for the default, kept for compatibility, is a token for Azure itself.",
+    ),
+    required("BACKEND_API_URL", "Base URL of the backend, http or https, which may carry a path prefix."),
+    optional(
+        "BACKEND_API_TIMEOUT",
+        "10",
+        "Seconds that one tool call may spend on the backend in all: token, attempts, waits between them, and body.",
+    ),
+    optional(
+        "BACKEND_MAX_RESPONSE_BYTES",
+        "4194304",
+        "Largest response of the backend that is read, from 1024 to 67108864 bytes.",
+    ),
+    optional("READINESS_CHECK_BACKEND", "true", "Whether the backend's health counts in `/health/ready`."),
+    optional(
+        "LOG_LEVEL",
+        "INFO",
+        "DEBUG, INFO, WARNING, ERROR or CRITICAL, or a tracing filter directive such as `info,mcp_server=debug`.",
+    ),
+    optional("DEBUG", "false", "Human-readable logs instead of JSON, and causes in the `details` of errors."),
+    optional("HOST", "0.0.0.0", "IP address (or `localhost`) that the main listener binds."),
+    optional("PORT", "8000", "Port of the main listener; 0 lets the system choose."),
+    optional("METRICS_PORT", "9090", "Port of the management listener with `/metrics`; 0 turns it off."),
+    optional(
+        "ALLOWED_HOSTS",
+        "localhost,127.0.0.1,[::1]",
+        "`Host` values that `/mcp` accepts, each `host` or `host:port`; `*` turns this guard against DNS rebinding off.",
+    ),
+    without_default(
+        "ALLOWED_ORIGINS",
+        "Browser origins that `/mcp` accepts and answers CORS for, such as `https://app.example.com`; requests without `Origin` always pass.",
+    ),
+    optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
+    optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),
+    optional("REQUEST_HEADER_TIMEOUT", "10", "Seconds that a client may take to send the head of a request."),
+    optional("KEEP_ALIVE_TIMEOUT", "75", "Seconds that a connection may stay idle between requests."),
+    optional(
+        "DRAIN_DELAY",
+        "5",
+        "Seconds after SIGTERM in which new work is still accepted, while endpoint lists catch up; a part of SHUTDOWN_GRACE, and by default no more than half of it.",
+    ),
+    optional("SHUTDOWN_GRACE", "25", "Seconds, from SIGTERM, that calls in flight get to finish."),
+];
+
+/// Variables that the TLS and HTTP libraries read for themselves, straight from the process environment: this server
+/// cannot hand them what stands in `.env`, and says so.
+pub const LIBRARY_VARIABLES: &[Variable] = &[
+    without_default(
+        "SSL_CERT_FILE",
+        "PEM file with the certificate authorities to trust, for Entra and the backend, in place of the system's.",
+    ),
+    without_default(
+        "SSL_CERT_DIR",
+        "Directory with the certificate authorities to trust, for Entra and the backend, in place of the system's.",
+    ),
+    without_default("HTTPS_PROXY", "Proxy on the way to Entra; never used for the backend."),
+    without_default("NO_PROXY", "Hosts that are reached without the proxy, comma separated."),
+];

@@ -1,0 +1,169 @@
+//! W3C Trace Context: whose request is this, and what do we tell the next hop?
+//!
+//! One [`RequestTrace`] accompanies a request from the first byte to the log line. It starts with the `traceparent` header
+//! (or an id of ours) and may be replaced once, when the body turns out to carry `params._meta.traceparent`, which wins.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use http::HeaderValue;
+use tracing::Span;
+
+/// A W3C trace context, version 00: <https://www.w3.org/TR/trace-context/>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceContext {
+    trace_id: u128,
+    /// The span of whoever called us; ours when the trace begins here.
+    span_id: u64,
+    sampled: bool,
+}
+
+impl TraceContext {
+    /// Begins a trace. The ids are unique, not secret: no system call is spent on them.
+    pub fn begin() -> Self {
+        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), sampled: false }
+    }
+
+    /// Reads a `traceparent`. Anything that is not well-formed is as good as absent, as the specification asks.
+    pub fn parse(traceparent: &str) -> Option<Self> {
+        let mut parts = traceparent.split('-');
+        let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let lengths = [version.len(), trace_id.len(), span_id.len(), flags.len()];
+        let lower_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if lengths != [2, 32, 16, 2] || ![version, trace_id, span_id, flags].into_iter().all(lower_hex) {
+            return None;
+        }
+        // Later versions may append fields; version 00 has exactly four, and ff is forbidden.
+        if version == "ff" || (version == "00" && parts.next().is_some()) {
+            return None;
+        }
+        let context = Self {
+            trace_id: u128::from_str_radix(trace_id, 16).ok()?,
+            span_id: u64::from_str_radix(span_id, 16).ok()?,
+            sampled: u8::from_str_radix(flags, 16).ok()? & 1 == 1,
+        };
+        (context.trace_id != 0 && context.span_id != 0).then_some(context)
+    }
+
+    /// The same trace, with a new span id: what the next hop, or one attempt, sees as its parent.
+    #[must_use]
+    pub fn child(self) -> Self {
+        Self { span_id: fastrand::u64(1..), ..self }
+    }
+
+    /// The 32 hexadecimal digits that logs, errors and headers share.
+    pub fn trace_id(self) -> TraceId {
+        TraceId(self.trace_id)
+    }
+
+    /// The `traceparent` header.
+    pub fn header(self) -> HeaderValue {
+        let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled));
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+}
+
+/// Displays as 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TraceId(u128);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The trace of one request, shared between the HTTP layer, which answers with it, and the tool, which may learn a better one.
+#[derive(Debug, Clone)]
+pub struct RequestTrace(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    from_header: TraceContext,
+    from_meta: OnceLock<TraceContext>,
+    span: Span,
+}
+
+impl RequestTrace {
+    /// Takes the request's `traceparent` header, or begins a trace.
+    pub fn new(traceparent: Option<&HeaderValue>) -> Self {
+        let context = traceparent
+            .and_then(|value| value.to_str().ok())
+            .and_then(TraceContext::parse)
+            .unwrap_or_else(TraceContext::begin);
+        // At ERROR, so that no filter can switch it off: every line of this request takes its trace id from here.
+        let span = tracing::error_span!("request", trace_id = %context.trace_id());
+        Self(Arc::new(Shared { from_header: context, from_meta: OnceLock::new(), span }))
+    }
+
+    /// `params._meta.traceparent` wins over the header (SEP-414); one that is malformed is dropped.
+    pub fn adopt(&self, traceparent: &str) {
+        if let Some(context) = TraceContext::parse(traceparent)
+            && self.0.from_meta.set(context).is_ok()
+        {
+            self.0.span.record("trace_id", tracing::field::display(context.trace_id()));
+        }
+    }
+
+    /// The context that holds now.
+    pub fn context(&self) -> TraceContext {
+        self.0.from_meta.get().copied().unwrap_or(self.0.from_header)
+    }
+
+    /// The span that gives its trace id to every log line written inside it.
+    pub fn span(&self) -> &Span {
+        &self.0.span
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_valid_traceparent_survives_the_round_trip() {
+        let context = TraceContext::parse(VALID).unwrap();
+        assert_eq!(context.header(), VALID);
+        assert_eq!(context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        let child = context.child().header();
+        assert!(child.to_str().unwrap().starts_with("00-0af7651916cd43dd8448eb211c80319c-"));
+        assert_ne!(child, VALID);
+    }
+
+    #[test]
+    fn what_is_malformed_counts_as_absent() {
+        for bad in [
+            "",
+            "garbage",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-extra",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            assert_eq!(TraceContext::parse(bad), None, "{bad}");
+        }
+        assert!(TraceContext::parse(&format!("01{}-more", &VALID[2..])).is_some(), "later versions may grow");
+    }
+
+    #[test]
+    fn the_body_wins_over_the_header_once() {
+        let trace = RequestTrace::new(Some(&HeaderValue::from_static(VALID)));
+        trace.adopt("nonsense");
+        assert_eq!(trace.context().header(), VALID);
+        let meta = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        trace.adopt(meta);
+        trace.adopt(VALID);
+        assert_eq!(trace.context().header(), meta);
+    }
+}

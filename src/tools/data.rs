@@ -1,0 +1,71 @@
+//! The tool about datasets.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use validator::Validate;
+
+use super::args::SEGMENT_PATTERN;
+use super::error::{ProblemExt as _, segment};
+use super::{Effect, Output, Tool};
+use crate::backend::{BackendClient, Call, Query};
+use crate::problem::Problem;
+
+/// Return rows of a dataset, optionally only those that match `filters`.
+#[derive(Debug, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueryData {
+    /// The dataset's name.
+    #[validate(length(min = 1, max = 128))]
+    #[schemars(extend("pattern" = SEGMENT_PATTERN))]
+    dataset: String,
+    /// Column names and the values that rows must have in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Map<String, Value>")]
+    filters: Option<Map<String, Value>>,
+    /// How many rows to return at most.
+    #[serde(default = "default_rows")]
+    #[validate(range(min = 1, max = 1000))]
+    limit: u32,
+}
+
+fn default_rows() -> u32 {
+    100
+}
+
+/// Rows of a dataset.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct QueryResult {
+    /// The dataset that was asked.
+    dataset: String,
+    /// How many rows `data` holds.
+    rows: usize,
+    /// The rows, with all their columns.
+    data: Vec<Map<String, Value>>,
+}
+
+impl Tool for QueryData {
+    const NAME: &'static str = "query_data";
+    const TITLE: &'static str = "Query data";
+    const EFFECT: Effect = Effect::Reads;
+    type Output = QueryResult;
+
+    async fn run(self, backend: &BackendClient, call: &Call) -> Result<QueryResult, Problem> {
+        let query = Query { dataset: segment("dataset", self.dataset)?, filters: self.filters, limit: self.limit };
+        let answer = backend.query(call, &query).await.or_problem(|| format!("dataset `{}`", query.dataset))?;
+        Ok(QueryResult { dataset: query.dataset.to_string(), rows: answer.data.len(), data: answer.data })
+    }
+}
+
+impl Output for QueryResult {
+    /// Moves the rows, which may be many.
+    fn into_value(self) -> Result<Value, serde_json::Error> {
+        let data = self.data.into_iter().map(Value::Object).collect();
+        let fields = [
+            ("dataset".to_owned(), Value::String(self.dataset)),
+            ("rows".to_owned(), Value::from(self.rows)),
+            ("data".to_owned(), Value::Array(data)),
+        ];
+        Ok(Value::Object(Map::from_iter(fields)))
+    }
+}

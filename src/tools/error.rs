@@ -1,0 +1,189 @@
+//! The error table of contract §5: what a caller is told about each way to fail. The one place that decides it.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::backend::{BackendError, Failure, Segment};
+use crate::identity::IdentityError;
+use crate::problem::{Details, ErrorCode, Problem};
+
+/// Turns a backend's failure into advice. The argument names, for a 404, what the backend was asked for.
+pub(super) trait ProblemExt<T> {
+    fn or_problem(self, subject: impl FnOnce() -> String) -> Result<T, Problem>;
+}
+
+impl<T> ProblemExt<T> for Result<T, BackendError> {
+    fn or_problem(self, subject: impl FnOnce() -> String) -> Result<T, Problem> {
+        self.map_err(|error| advice(&error, subject))
+    }
+}
+
+/// An argument that goes into a path, as the type that proves it harmless.
+pub(super) fn segment(field: &str, text: String) -> Result<Segment, Problem> {
+    Segment::try_from(text).map_err(|wrong| Problem::fields([(field.to_owned(), wrong.to_string())].into()))
+}
+
+/// What is left of a call when the server has to stop before it ends.
+pub(super) fn out_of_time(write: bool) -> Problem {
+    let mut problem = Problem::new(
+        ErrorCode::TimeoutError,
+        "The MCP server is being stopped and could not finish this call. Another replica can: call again.",
+    );
+    problem.details.retryable = !write;
+    if write {
+        problem.message =
+            "The MCP server is being stopped and could not wait for the backend's answer. The ticket may have been \
+            created: look for it with `list_tickets` before you call again."
+                .to_owned();
+        problem.details.outcome = Some("unknown");
+    }
+    problem
+}
+
+fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
+    let (code, mut message, retryable) = match &error.failure {
+        Failure::Identity(identity) => return no_token(error, identity),
+        Failure::Unauthorized => (
+            ErrorCode::AuthenticationError,
+            "The backend does not accept the MCP server's token, not even a new one. Its operators have to mend that: the token's \
+             audience (AZURE_SCOPES) and the rights of the server's identity in the backend. Calling again will not help."
+                .to_owned(),
+            false,
+        ),
+        Failure::Status { status, .. } => status_advice(*status, subject),
+        Failure::Unreachable(_) => (
+            ErrorCode::ServiceError,
+            "The backend could not be reached; nothing was sent to it. It may be restarting: call again in a few seconds, and if that \
+             goes on, tell the operators."
+                .to_owned(),
+            true,
+        ),
+        Failure::Interrupted(_) => (
+            ErrorCode::ServiceError,
+            "The backend broke the connection off before its answer was complete. It may be restarting: call again in a few seconds."
+                .to_owned(),
+            true,
+        ),
+        Failure::Unreadable(_) => (
+            ErrorCode::ServiceError,
+            "The backend sent an answer that does not have the agreed form. Its developers have to mend that; calling again will not \
+             help."
+                .to_owned(),
+            false,
+        ),
+        Failure::TooLarge(limit) => (
+            ErrorCode::ServiceError,
+            format!("The backend's answer is larger than the {limit} bytes that this server reads. Ask for less: a lower `limit`, or more `filters`."),
+            false,
+        ),
+        Failure::Timeout(timeout) => (
+            ErrorCode::TimeoutError,
+            format!("The backend gave no answer within {} seconds. Call again, or ask for less.", timeout.as_secs_f64()),
+            true,
+        ),
+        Failure::Unhealthy => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
+    };
+    let unknown = error.unknown_write.is_some();
+    if let Some(key) = &error.unknown_write {
+        let timeout = matches!(error.failure, Failure::Timeout(_));
+        message = format!(
+            "The backend {} after the ticket was sent to it, so the ticket may have been created. Look for it with `list_tickets` before \
+             you call again, or it may be there twice. The backend's operators can find the attempt under its Idempotency-Key {key}.",
+            if timeout { "gave no answer in time".to_owned() } else { error.failure.to_string() },
+        );
+    }
+    let status = match &error.failure {
+        Failure::Status { status, .. } => Some(status.as_u16()),
+        Failure::Unauthorized => Some(401),
+        _ => None,
+    };
+    Problem {
+        error: code,
+        message,
+        details: Box::new(Details {
+            status_code: status,
+            path: Some(error.path.clone()),
+            timeout_seconds: match &error.failure {
+                Failure::Timeout(timeout) => Some(timeout.as_secs_f64()),
+                _ => None,
+            },
+            outcome: unknown.then_some("unknown"),
+            idempotency_key: error.unknown_write.clone(),
+            retryable: retryable && !unknown,
+            retry_after_seconds: error.retry_after(),
+            cause: Some(chain(error)),
+            ..Details::default()
+        }),
+    }
+}
+
+fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (ErrorCode, String, bool) {
+    let (message, retryable) = match status {
+        StatusCode::NOT_FOUND => (format!("The backend has no {}.", subject()), false),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => (
+            format!("The backend did not accept the arguments ({}). Check that the values exist and fit together.", status.as_u16()),
+            false,
+        ),
+        StatusCode::FORBIDDEN => (
+            "The backend does not allow the MCP server to do this. Its operators have to grant the server's identity the right to; calling \
+             again will not help."
+                .to_owned(),
+            false,
+        ),
+        StatusCode::CONFLICT => {
+            ("The backend refused this because it conflicts with what is there already. Read the current state first.".to_owned(), false)
+        }
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+            ("The backend is being asked too much or too slowly. Wait before you call again, and ask for less.".to_owned(), true)
+        }
+        status if status.is_redirection() => (
+            format!(
+                "The backend answered with a redirection ({}), which this server does not follow. Its operators have to correct BACKEND_API_URL.",
+                status.as_u16()
+            ),
+            false,
+        ),
+        status if status.is_server_error() => (
+            format!(
+                "The backend failed ({}). The fault is on its side: call again a little later, and if that goes on, tell the operators.",
+                status.as_u16()
+            ),
+            true,
+        ),
+        status => (format!("The backend refused the call ({}). Calling again without a change will not help.", status.as_u16()), false),
+    };
+    (ErrorCode::ServiceError, message, retryable)
+}
+
+fn no_token(error: &BackendError, identity: &Arc<IdentityError>) -> Problem {
+    Problem {
+        error: ErrorCode::AuthenticationError,
+        message: format!(
+            "The MCP server could not get its own token from Entra ID; nothing was sent to the backend. {}",
+            identity.hint()
+        ),
+        details: Box::new(Details {
+            aadsts: identity.aadsts(),
+            credential: Some(identity.credential()),
+            correlation_id: identity.correlation_id().map(str::to_owned),
+            retryable: identity.retryable(),
+            retry_after_seconds: identity.retry_after(),
+            cause: Some(chain(error)),
+            ..Details::default()
+        }),
+    }
+}
+
+/// The error with all its causes, for the log.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,303 @@
+//! Accepting connections, within bounds: how many, how long a request's head may take, how long a connection may idle.
+//!
+//! HTTP/1.1 only. `axum::serve` has no timers, so the loop is ours; hyper parses. Beyond the limit of connections a few are let
+//! in all the same to ask for our health, so that a crowd cannot make the orchestrator believe that we are dead.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::Web;
+use crate::settings::WebSettings;
+use crate::telemetry::metrics::Metrics;
+
+/// Connections that the kernel may hold for us until we accept them.
+const BACKLOG: u32 = 1_024;
+/// A request has at most so many header fields; more are answered with 431.
+const MAX_HEADERS: usize = 64;
+/// The largest head, and hyper's smallest possible read buffer, in bytes.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections that are let in beyond the limit, to ask for our health only.
+const HEALTH_CONNECTIONS: usize = 32;
+
+/// How many connections, and how patient we are with them.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    connections: usize,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+impl From<&WebSettings> for Limits {
+    fn from(settings: &WebSettings) -> Self {
+        Self {
+            connections: settings.max_connections,
+            head_timeout: settings.request_header_timeout,
+            idle_timeout: settings.keep_alive_timeout,
+        }
+    }
+}
+
+/// Which requests a listener answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The main listener.
+    Main,
+    /// The management listener: it shares no limit with the main one.
+    Management,
+    /// A connection beyond the main listener's limit.
+    HealthOnly,
+}
+
+/// A bound socket.
+pub struct Listener {
+    tcp: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds; nothing is accepted yet.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be had.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart must not wait for the old connections to time out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let tcp = socket.listen(BACKLOG)?;
+        let address = tcp.local_addr()?;
+        Ok(Self { tcp, address })
+    }
+
+    /// Where it listens, with the port that the system chose if none was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until `stop` is cancelled. Connections run as tasks of `connections`; when `stop` comes they finish the request
+    /// that they are at and close.
+    pub async fn serve(
+        self,
+        web: Arc<Web>,
+        lane: Lane,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        connections: TaskTracker,
+        stop: CancellationToken,
+    ) {
+        let room = Arc::new(Semaphore::new(limits.connections));
+        let health_room = Arc::new(Semaphore::new(if lane == Lane::Main { HEALTH_CONNECTIONS } else { 0 }));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = self.tcp.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: waiting for some to be closed is all that can be done.
+                    warn!(error = %error, "could not accept a connection: {error}; pausing for 100 ms");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (lane, permit) = match Arc::clone(&room).try_acquire_owned() {
+                Ok(permit) => (lane, permit),
+                Err(_) => match Arc::clone(&health_room).try_acquire_owned() {
+                    Ok(permit) => (Lane::HealthOnly, permit),
+                    // No room at all: closing at once is the cheapest answer.
+                    Err(_) => continue,
+                },
+            };
+            let open = (lane == Lane::Main).then(|| metrics.open_connection());
+            let connection = Connection { web: Arc::clone(&web), lane, limits: limits.clone(), peer, _permit: permit };
+            let stop = stop.clone();
+            connections.spawn(async move {
+                connection.serve(stream, stop).await;
+                drop(open);
+            });
+        }
+    }
+}
+
+struct Connection {
+    web: Arc<Web>,
+    lane: Lane,
+    limits: Limits,
+    peer: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, stop: CancellationToken) {
+        // Small answers must not wait for the acknowledgement of the last ones.
+        let _ = stream.set_nodelay(true);
+        let phase = Arc::new(Phase::default());
+        let io = PatientIo::new(stream, Arc::clone(&phase), &self.limits);
+        let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+            phase.enter(Phase::ANSWERING);
+            let (web, phase, peer, lane) = (&self.web, &phase, self.peer, self.lane);
+            async move {
+                let request = request.map(Body::new);
+                let response = match lane {
+                    Lane::Main => web.answer(request, peer).await,
+                    Lane::Management => web.answer_management(request).await,
+                    Lane::HealthOnly => web.answer_health_only(request, peer).await,
+                };
+                phase.enter(Phase::IDLE);
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // hyper's one timer covers the idle time and the head together; `PatientIo` is stricter with the head.
+            .header_read_timeout(self.limits.idle_timeout + self.limits.head_timeout)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .half_close(false)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        // A connection that breaks is the client's affair: there is nobody to tell.
+        tokio::select! {
+            _ = connection.as_mut() => {}
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+    }
+}
+
+/// What a connection is doing, told by the service and read by the IO beneath it.
+#[derive(Default)]
+struct Phase(AtomicU8);
+
+impl Phase {
+    /// A head is expected or has begun to arrive. New connections begin here.
+    const HEAD: u8 = 0;
+    /// A request is being answered.
+    const ANSWERING: u8 = 1;
+    /// Nothing has arrived since the last answer.
+    const IDLE: u8 = 2;
+
+    fn enter(&self, phase: u8) {
+        self.0.store(phase, Relaxed);
+    }
+
+    fn is(&self, phase: u8) -> bool {
+        self.0.load(Relaxed) == phase
+    }
+}
+
+/// A stream that gives up on a head that takes too long, and on a reader that takes nothing.
+struct PatientIo {
+    stream: TcpStream,
+    phase: Arc<Phase>,
+    head_timeout: Duration,
+    stall_timeout: Duration,
+    /// Runs while a head is expected, or while a write makes no progress.
+    alarm: Pin<Box<Sleep>>,
+    writing: bool,
+}
+
+impl PatientIo {
+    fn new(stream: TcpStream, phase: Arc<Phase>, limits: &Limits) -> Self {
+        Self {
+            stream,
+            phase,
+            head_timeout: limits.head_timeout,
+            stall_timeout: limits.idle_timeout,
+            alarm: Box::pin(tokio::time::sleep(limits.head_timeout)),
+            writing: false,
+        }
+    }
+
+    fn set_alarm(&mut self, after: Duration) {
+        self.alarm.as_mut().reset(Instant::now() + after);
+    }
+
+    /// Bounds a write that makes no progress.
+    fn wrote<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.writing = false;
+            return written;
+        }
+        if !self.writing {
+            self.writing = true;
+            self.set_alarm(self.stall_timeout);
+        }
+        ready!(self.alarm.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for PatientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            if self.phase.is(Phase::IDLE) && buffer.filled().len() > before {
+                self.phase.enter(Phase::HEAD);
+                let head_timeout = self.head_timeout;
+                self.set_alarm(head_timeout);
+            }
+            return read;
+        }
+        if self.phase.is(Phase::HEAD) {
+            ready!(self.alarm.as_mut().poll(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for PatientIo {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.wrote(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
