@@ -1,6 +1,6 @@
 //! The integration tests: one binary, one way in ([`support::TestApp`]), everything through real HTTP.
 
-#![expect(missing_docs, reason = "the names of the tests are their documentation")]
+#![allow(unreachable_pub, reason = "in a test binary `pub` says the same as `pub(crate)`, and reads better")]
 
 mod support;
 
