@@ -1,5 +1,7 @@
-//! A stand-in for the backend: the routes of `api/backend.openapi.yaml` over seeded data, guarded by bearer tokens, with
-//! tickets that stay and faults on demand.
+//! A stand-in for the backend: the routes of `api/backend.openapi.yaml` over seeded data, guarded by bearer tokens,
+//! with tickets that stay and faults on demand.
+//!
+//! Data and log live in memory and are bounded; nothing outlasts the process.
 
 mod data;
 mod routes;

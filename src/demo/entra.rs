@@ -267,10 +267,11 @@ impl StandInEntra {
         let subject = &directory.options.federated_subject;
         let mut account = subject.rsplit(':');
         let (name, namespace) = (account.next().unwrap_or_default(), account.next().unwrap_or_default());
+        let uid = Uuid::nil().to_string();
         let mut claims = json!({
             "aud": ["api://AzureADTokenExchange"], "iss": directory.cluster_issuer, "sub": subject,
             "iat": now, "nbf": now, "exp": now + 3600, "jti": Uuid::new_v4().to_string(),
-            "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": Uuid::nil().to_string() } },
+            "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": uid } },
         });
         keys::overlay(&mut claims, changes);
         let header = json!({ "typ": null, "x5t": null });

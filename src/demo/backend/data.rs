@@ -235,9 +235,10 @@ fn incident(n: usize, rng: &mut Rng) -> Value {
 
 fn stock(n: usize, rng: &mut Rng) -> Value {
     let on_hand = rng.u32(..600);
+    let thing = pick(rng, &["Cable", "Bracket", "Antenna", "Battery", "Housing"]);
     json!({
         "sku": format!("SKU-{n:05}"),
-        "name": format!("{} {}", pick(rng, &["Cable", "Bracket", "Antenna", "Battery", "Housing"]), pick(rng, &["S", "M", "L"])),
+        "name": format!("{thing} {}", pick(rng, &["S", "M", "L"])),
         "warehouse": pick(rng, &["UTR-1", "LIS-2", "SIN-1", "TOR-1"]),
         "on_hand": on_hand,
         "reserved": rng.u32(..=on_hand),

@@ -1,3 +1,10 @@
+use azure_core::cloud::CustomConfiguration;
+use azure_core::credentials::TokenCredential;
+use azure_core::http::{ClientOptions, RetryOptions, Transport};
+use azure_identity::{
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
+    WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
+};
 use reqwest::Certificate;
 
 use super::super::wire::unix_now;
@@ -101,6 +108,39 @@ async fn a_secret_and_an_assertion_each_buy_a_token_that_the_published_keys_veri
     let (_, cluster) = client.get("cluster/.well-known/openid-configuration").await;
     assert!(cluster["issuer"].as_str().unwrap().ends_with("/cluster/"));
     assert_eq!(client.get("cluster/openid/v1/jwks").await.1["keys"][0]["alg"], "RS256");
+}
+
+#[tokio::test]
+async fn the_official_client_for_rust_gets_tokens() {
+    let entra = start().await;
+    let mut cloud = CustomConfiguration::default();
+    cloud.authority_host = entra.authority().to_string();
+    let options = ClientOptions {
+        transport: Some(Transport::new(Arc::new(Client::new(&entra).1))),
+        retry: RetryOptions::none(),
+        cloud: Some(Arc::new(cloud.into())),
+        ..ClientOptions::default()
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), entra.service_account_token(&json!({}))).unwrap();
+    let workload_identity = WorkloadIdentityCredentialOptions {
+        credential_options: ClientAssertionCredentialOptions { client_options: options.clone() },
+        client_id: Some(CLIENT_ID.into()),
+        tenant_id: Some(TENANT_ID.into()),
+        token_file_path: Some(file.path().to_owned()),
+    };
+    let secret = |secret: &str| {
+        let options = ClientSecretCredentialOptions { client_options: options.clone() };
+        ClientSecretCredential::new(TENANT_ID, CLIENT_ID.into(), secret.to_owned().into(), Some(options)).unwrap()
+    };
+    let credentials: [Arc<dyn TokenCredential>; 2] =
+        [secret(CLIENT_SECRET), WorkloadIdentityCredential::new(Some(workload_identity)).unwrap()];
+    for credential in credentials {
+        let token = credential.get_token(&[SCOPE], None).await.unwrap();
+        assert!(entra.verifier().verify(token.token.secret()).is_ok());
+    }
+    let error = secret("wrong").get_token(&[SCOPE], None).await.unwrap_err();
+    assert!(error.to_string().contains("AADSTS7000215"), "{error}");
 }
 
 #[tokio::test]
