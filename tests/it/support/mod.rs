@@ -116,7 +116,8 @@ impl TestApp {
 
     /// Waits until `/health/ready` answers 200.
     pub async fn until_ready(&self) {
-        until(|| async { self.http.get(self.url("/health/ready")).send().await.is_ok_and(|a| a.status() == 200) }).await;
+        until(|| async { self.http.get(self.url("/health/ready")).send().await.is_ok_and(|a| a.status() == 200) })
+            .await;
     }
 
     /// Tells the server to stop, without waiting for it.
