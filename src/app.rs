@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error_span, info, warn};
 
-use crate::backend::BackendClient;
+use crate::backend::{BackendClient, Route};
 use crate::identity::{IdentityStartError, TokenSource};
 use crate::settings::Settings;
 use crate::telemetry::metrics::Metrics;
@@ -92,13 +92,18 @@ impl App {
         for warning in &settings.warnings {
             warn!("{warning}");
         }
-        let metrics = Arc::new(Metrics::new(&TOOL_NAMES));
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
-        let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity))?);
+        let metrics = Arc::new(metrics_of(&identity));
+        let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?);
         let health = Arc::new(Health::new(move || identity.is_healthy(), settings.backend.check_in_readiness));
         let out_of_time = CancellationToken::new();
-        let tools =
-            ToolServer::new(Arc::clone(&backend), Arc::clone(&metrics), settings.log.debug, out_of_time.clone());
+        let tools = ToolServer::new(
+            Arc::clone(&backend),
+            Arc::clone(&metrics),
+            settings.web.max_in_flight_per_tool,
+            settings.log.debug,
+            out_of_time.clone(),
+        );
         let web = Web::new(&settings.web, tools, Arc::clone(&metrics), Arc::clone(&health), settings.backend.timeout);
         Ok(Self {
             main,
@@ -191,6 +196,22 @@ impl App {
             Some(Err(panic)) => Err(AppError::TaskEnded { task: "a background task", source: Some(panic) }),
         }
     }
+}
+
+/// The figures, with those that the identity holds in memory anyway.
+fn metrics_of(identity: &Arc<TokenSource>) -> Metrics {
+    let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
+    let source = Arc::clone(identity);
+    metrics.observe(
+        "mcp_server_token_expires_in_seconds",
+        "Seconds until the token expires; 0 without one",
+        move || source.stats().expires_in.unwrap_or_default().as_secs_f64(),
+    );
+    let source = Arc::clone(identity);
+    metrics.observe("mcp_server_token_age_seconds", "Seconds since the token was received; 0 without one", move || {
+        source.stats().age.unwrap_or_default().as_secs_f64()
+    });
+    metrics
 }
 
 /// Asks the backend for its health, for ever, and says so when the answer changes.

@@ -4,6 +4,7 @@
 //! go through [`BackendClient::send`], which adds the token, the trace, the caps, the repetitions and the error mapping. The
 //! token never leaves the one origin: paths are built from checked [`Segment`]s, redirects are not followed, and no proxy is used.
 
+mod breaker;
 mod data;
 mod error;
 mod retry;
@@ -22,10 +23,14 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use reqwest::{Request, Response};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::debug;
 use url::Url;
 
+pub use breaker::BreakerState;
+use breaker::{Admission, Breaker};
 pub use data::{Query, QueryRows};
 pub use error::{BackendError, Failure};
 pub use segment::{Segment, SegmentError};
@@ -34,6 +39,7 @@ pub use users::{User, UserPage};
 
 use crate::identity::{BearerToken, TokenSource};
 use crate::settings::BackendSettings;
+use crate::telemetry::metrics::{Exchange, Metrics, Shed};
 use crate::telemetry::trace::TraceContext;
 use retry::Attempts;
 
@@ -44,14 +50,49 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of an error's body this much is read and thrown away, so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 * 1024;
 
+/// The calls of so many seconds pay for the repetitions that are allowed.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+
 /// The backend, as the tools see it. Cheap to share, never rebuilt.
 pub struct BackendClient {
     http: reqwest::Client,
     base_url: Url,
     identity: Arc<TokenSource>,
+    metrics: Arc<Metrics>,
     headers: HeaderMap,
     timeout: Duration,
     max_response_bytes: usize,
+    max_attempts: u32,
+    idempotent_creates: bool,
+    /// Room for requests at the same time.
+    permits: Semaphore,
+    /// Keeps repetitions from multiplying an outage.
+    budget: TpsBudget,
+    breaker: Option<Breaker>,
+}
+
+/// The backend's routes: the closed set of values that metrics may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`TEMPLATES` says what each is")]
+pub enum Route {
+    User,
+    Users,
+    CreateTicket,
+    Tickets,
+    Query,
+    Health,
+}
+
+impl Route {
+    /// Method and path template of each route, in order.
+    pub const TEMPLATES: [(&'static str, &'static str); 6] = [
+        ("GET", "/users/{user_id}"),
+        ("GET", "/users"),
+        ("POST", "/tickets"),
+        ("GET", "/tickets"),
+        ("GET", "/query/{dataset}"),
+        ("GET", "/health"),
+    ];
 }
 
 /// What one tool call may spend on the backend, and what it did spend.
@@ -95,7 +136,7 @@ impl Call {
 
 /// A request before it has a token: what stays the same over its attempts.
 struct Outgoing {
-    method: Method,
+    route: Route,
     url: Url,
     write: Option<Write>,
 }
@@ -115,7 +156,11 @@ impl BackendClient {
     /// # Errors
     ///
     /// When the platform's TLS cannot be set up.
-    pub fn new(settings: &BackendSettings, identity: Arc<TokenSource>) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        settings: &BackendSettings,
+        identity: Arc<TokenSource>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -132,9 +177,15 @@ impl BackendClient {
             http,
             base_url: settings.base_url.clone(),
             identity,
+            metrics,
             headers,
             timeout: settings.timeout,
             max_response_bytes: settings.max_response_bytes,
+            max_attempts: settings.max_attempts,
+            idempotent_creates: settings.idempotent_creates,
+            permits: Semaphore::new(settings.max_concurrency),
+            budget: TpsBudget::new(BUDGET_WINDOW, settings.retry_floor, settings.retry_percent as f32 / 100.0),
+            breaker: settings.circuit_breaker.then(Breaker::new),
         })
     }
 
@@ -159,10 +210,18 @@ impl BackendClient {
         struct Health {
             status: String,
         }
+        // Past the breaker and the permits: a probe of our own must see the backend, not our opinion of it.
         let call = self.begin_call(TraceContext::begin());
-        let request = Outgoing::read(self.url(&["health"]));
-        let health: Health = self.within_deadline(&call, &request, self.attempt_with_token(&call, &request)).await?;
+        let request = Outgoing::read(Route::Health, self.url(&["health"]));
+        let token = self.token(&call, &request).await?;
+        let body = self.exchange(&call, &request, &token).await?;
+        let health: Health = self.decode(&request, &body)?;
         if health.status == "healthy" { Ok(()) } else { Err(self.fail(&request, Failure::Unhealthy)) }
+    }
+
+    /// What the breaker does with calls now.
+    pub fn breaker_state(&self) -> BreakerState {
+        self.breaker.as_ref().map_or(BreakerState::Closed, Breaker::state)
     }
 
     /// The address of a route: the base with these segments appended, each percent-encoded as one.
@@ -176,37 +235,31 @@ impl BackendClient {
 
     /// Sends a request, repeats it where that is safe, and reads its answer, all before the call's deadline.
     async fn send<T: DeserializeOwned>(&self, call: &Call, request: Outgoing) -> Result<T, BackendError> {
-        self.within_deadline(call, &request, self.repeat(call, &request)).await
+        let body = self.repeat(call, &request).await?;
+        self.decode(&request, &body)
     }
 
-    async fn within_deadline<T: DeserializeOwned>(
-        &self,
-        call: &Call,
-        request: &Outgoing,
-        answer: impl Future<Output = Result<Bytes, BackendError>>,
-    ) -> Result<T, BackendError> {
-        match tokio::time::timeout_at(call.deadline, answer).await {
-            Ok(Ok(body)) => {
-                serde_json::from_slice(&body).map_err(|error| self.fail(request, Failure::Unreadable(error)))
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
-        }
-    }
-
-    /// Attempts, with waits between them, until there is an answer or none can be hoped for.
+    /// Attempts, with pauses between them, until there is an answer or none can be hoped for.
     async fn repeat(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
-        let mut attempts = Attempts::new();
+        let mut attempts = Attempts::new(self.max_attempts);
+        self.budget.deposit();
         loop {
             let error = match self.attempt_with_token(call, request).await {
                 Ok(body) => return Ok(body),
                 Err(error) => error,
             };
             let Some(setback) = error.setback() else { return Err(error) };
-            if !retry::may_repeat(request.write.is_some(), setback) {
+            let unsafe_write = request.write.is_some() && !self.idempotent_creates;
+            if !retry::may_repeat(unsafe_write, setback) {
                 return Err(error);
             }
             let Some(wait) = attempts.next_wait(error.retry_after(), call.left()) else { return Err(error) };
+            if !self.budget.withdraw() {
+                self.metrics.retry_budget_exhausted();
+                debug!(reason = %error, "not asking the backend again: too many calls are being repeated");
+                return Err(error);
+            }
+            self.metrics.retried(setback.reason());
             debug!(reason = %error, wait_ms = wait.as_millis(), "asking the backend again after {} ms", wait.as_millis());
             tokio::time::sleep(wait).await;
         }
@@ -214,31 +267,69 @@ impl BackendClient {
 
     /// One attempt; when the backend refuses the token, one more with a new one.
     async fn attempt_with_token(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
-        let token = self.token(request).await?;
+        let token = self.token(call, request).await?;
         match self.attempt(call, request, &token).await {
             Err(BackendError { failure: Failure::Unauthorized, .. })
                 if self.identity.reject(&token) && call.left() > retry::LEAST_ATTEMPT =>
             {
-                let token = self.token(request).await?;
+                self.metrics.retried(retry::REASON_UNAUTHORIZED);
+                let token = self.token(call, request).await?;
                 self.attempt(call, request, &token).await
             }
             answer => answer,
         }
     }
 
-    async fn token(&self, request: &Outgoing) -> Result<Arc<BearerToken>, BackendError> {
-        self.identity.token().await.map_err(|error| self.fail(request, Failure::Identity(error)))
+    /// A token, at once when one is held.
+    async fn token(&self, call: &Call, request: &Outgoing) -> Result<Arc<BearerToken>, BackendError> {
+        match timeout_at(call.deadline, self.identity.token()).await {
+            Ok(token) => token.map_err(|error| self.fail(request, Failure::Identity(error))),
+            Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
+        }
     }
 
+    /// One attempt, if there is room for it and the backend is worth asking.
     async fn attempt(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
+        let Ok(_permit) = self.permits.try_acquire() else {
+            self.metrics.shed(Shed::Backend);
+            return Err(self.fail(request, Failure::Busy));
+        };
+        let admission = self.breaker.as_ref().map(Breaker::admit).transpose().map_err(|wait| {
+            self.metrics.shed(Shed::Breaker);
+            self.fail(request, Failure::CircuitOpen(wait))
+        })?;
+        let answer = self.exchange(call, request, token).await;
+        if let Some(admission) = admission {
+            Admission::settle(admission, answer.as_ref().err().map_or(breaker::Verdict::Works, BackendError::verdict));
+        }
+        answer
+    }
+
+    /// Sends once and reads the answer, before the deadline.
+    async fn exchange(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
+        let _busy = self.metrics.backend_in_flight();
+        let started = Instant::now();
+        let answer = match timeout_at(call.deadline, self.ask(call, request, token)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
+        };
+        let outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
+        self.metrics.backend_asked(request.route as usize, outcome, started.elapsed());
+        answer
+    }
+
+    async fn ask(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
         call.attempts.fetch_add(1, Relaxed);
         let mut headers = self.headers.clone();
         headers.insert(header::AUTHORIZATION, token.authorization().clone());
         headers.insert("traceparent", call.trace.child().header());
-        let mut outgoing = Request::new(request.method.clone(), request.url.clone());
+        let method = if request.write.is_some() { Method::POST } else { Method::GET };
+        let mut outgoing = Request::new(method, request.url.clone());
         if let Some(write) = &request.write {
-            // An earlier attempt was refused or never left, or there would be no other.
-            write.sent.store(false, Relaxed);
+            // An earlier attempt was refused or never left, or there would be no other; unless the backend tells repetitions apart.
+            if !self.idempotent_creates {
+                write.sent.store(false, Relaxed);
+            }
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             if let Ok(key) = HeaderValue::from_str(&write.key) {
                 headers.insert("idempotency-key", key);
@@ -261,6 +352,10 @@ impl BackendClient {
         };
         drain(response).await;
         Err(self.fail(request, failure))
+    }
+
+    fn decode<T: DeserializeOwned>(&self, request: &Outgoing, body: &[u8]) -> Result<T, BackendError> {
+        serde_json::from_slice(body).map_err(|error| self.fail(request, Failure::Unreadable(error)))
     }
 
     /// Reads a body up to the cap. A body that arrives in one piece is not copied.
@@ -307,13 +402,13 @@ impl BackendClient {
 }
 
 impl Outgoing {
-    fn read(url: Url) -> Self {
-        Self { method: Method::GET, url, write: None }
+    fn read(route: Route, url: Url) -> Self {
+        Self { route, url, write: None }
     }
 
-    fn write(url: Url, body: Bytes) -> Self {
+    fn write(route: Route, url: Url, body: Bytes) -> Self {
         let write = Write { body, key: uuid::Uuid::new_v4().to_string(), sent: Arc::default() };
-        Self { method: Method::POST, url, write: Some(write) }
+        Self { route, url, write: Some(write) }
     }
 }
 

@@ -27,10 +27,6 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Every code, in the order of the contract's table.
-    pub const ALL: [Self; 5] =
-        [Self::ValidationError, Self::ServiceError, Self::AuthenticationError, Self::TimeoutError, Self::InternalError];
-
     /// The code as it stands on the wire, in logs and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

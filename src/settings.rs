@@ -170,6 +170,18 @@ pub struct BackendSettings {
     pub timeout: Duration,
     /// `BACKEND_MAX_RESPONSE_BYTES`: the largest response body that is read.
     pub max_response_bytes: usize,
+    /// `BACKEND_MAX_CONCURRENCY`: requests to the backend at the same time; more are refused at once.
+    pub max_concurrency: usize,
+    /// `BACKEND_MAX_ATTEMPTS`: how often one call may ask; 1 switches repetitions off.
+    pub max_attempts: u32,
+    /// `BACKEND_RETRY_PERCENT`: repetitions that the calls of the last ten seconds pay for, in percent of them.
+    pub retry_percent: u32,
+    /// `BACKEND_RETRY_FLOOR`: repetitions a second that are always allowed.
+    pub retry_floor: u32,
+    /// `BACKEND_CIRCUIT_BREAKER`.
+    pub circuit_breaker: bool,
+    /// `BACKEND_IDEMPOTENT_CREATES`: the backend honours `Idempotency-Key`, so a write may be repeated like a read.
+    pub idempotent_creates: bool,
     /// `READINESS_CHECK_BACKEND`.
     pub check_in_readiness: bool,
 }
@@ -181,6 +193,12 @@ impl BackendSettings {
             base_url: without_trailing_slash(base_url),
             timeout: Duration::from_secs(10),
             max_response_bytes: 4 << 20,
+            max_concurrency: 512,
+            max_attempts: 3,
+            retry_percent: 20,
+            retry_floor: 10,
+            circuit_breaker: true,
+            idempotent_creates: false,
             check_in_readiness: true,
         }
     }
@@ -203,6 +221,10 @@ pub struct WebSettings {
     pub max_request_bytes: usize,
     /// `MAX_CONNECTIONS`: connections open at the same time on the main listener.
     pub max_connections: usize,
+    /// `MAX_IN_FLIGHT`: MCP requests at the same time; more are answered with 503 at once.
+    pub max_in_flight: usize,
+    /// `MAX_IN_FLIGHT_PER_TOOL`: calls of one tool at the same time; more are refused at once.
+    pub max_in_flight_per_tool: usize,
     /// `REQUEST_HEADER_TIMEOUT`: how long a client may take to send a request's head.
     pub request_header_timeout: Duration,
     /// `KEEP_ALIVE_TIMEOUT`: how long a connection may stay idle between requests.
@@ -223,6 +245,8 @@ impl Default for WebSettings {
             allowed_origins: Vec::new(),
             max_request_bytes: 96 << 10,
             max_connections: 1024,
+            max_in_flight: 768,
+            max_in_flight_per_tool: 512,
             request_header_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(75),
             drain_delay: Duration::from_secs(5),
@@ -363,11 +387,23 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
     // Read even when the URL is missing, so that no mistake waits for the next start.
     let timeout = reader.some("BACKEND_API_TIMEOUT", parse::seconds);
     let max_response_bytes = reader.some("BACKEND_MAX_RESPONSE_BYTES", parse::bytes);
+    let max_concurrency = reader.some("BACKEND_MAX_CONCURRENCY", parse::count);
+    let max_attempts = reader.some("BACKEND_MAX_ATTEMPTS", parse::attempts);
+    let retry_percent = reader.some("BACKEND_RETRY_PERCENT", parse::percent);
+    let retry_floor = reader.some("BACKEND_RETRY_FLOOR", parse::per_second);
+    let circuit_breaker = reader.some("BACKEND_CIRCUIT_BREAKER", parse::boolean);
+    let idempotent_creates = reader.some("BACKEND_IDEMPOTENT_CREATES", parse::boolean);
     let check_in_readiness = reader.some("READINESS_CHECK_BACKEND", parse::boolean);
     let defaults = BackendSettings::new(base_url?);
     Some(BackendSettings {
         timeout: timeout.unwrap_or(defaults.timeout),
         max_response_bytes: max_response_bytes.unwrap_or(defaults.max_response_bytes),
+        max_concurrency: max_concurrency.unwrap_or(defaults.max_concurrency),
+        max_attempts: max_attempts.unwrap_or(defaults.max_attempts),
+        retry_percent: retry_percent.unwrap_or(defaults.retry_percent),
+        retry_floor: retry_floor.unwrap_or(defaults.retry_floor),
+        circuit_breaker: circuit_breaker.unwrap_or(defaults.circuit_breaker),
+        idempotent_creates: idempotent_creates.unwrap_or(defaults.idempotent_creates),
         check_in_readiness: check_in_readiness.unwrap_or(defaults.check_in_readiness),
         ..defaults
     })
@@ -425,7 +461,13 @@ fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<V
         allowed_hosts,
         allowed_origins: reader.list("ALLOWED_ORIGINS", parse::allowed_origin).unwrap_or_default(),
         max_request_bytes: reader.optional("MAX_REQUEST_BYTES", parse::bytes, defaults.max_request_bytes),
-        max_connections: reader.optional("MAX_CONNECTIONS", parse::connections, defaults.max_connections),
+        max_connections: reader.optional("MAX_CONNECTIONS", parse::count, defaults.max_connections),
+        max_in_flight: reader.optional("MAX_IN_FLIGHT", parse::count, defaults.max_in_flight),
+        max_in_flight_per_tool: reader.optional(
+            "MAX_IN_FLIGHT_PER_TOOL",
+            parse::count,
+            defaults.max_in_flight_per_tool,
+        ),
         request_header_timeout: reader.optional(
             "REQUEST_HEADER_TIMEOUT",
             parse::seconds,

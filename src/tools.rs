@@ -28,6 +28,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, warn};
 use validator::Validate;
@@ -35,7 +36,7 @@ use validator::Validate;
 use crate::auth::Caller;
 use crate::backend::{BackendClient, Call};
 use crate::problem::{ErrorCode, Problem};
-use crate::telemetry::metrics::{Metrics, Outcome};
+use crate::telemetry::metrics::{Metrics, Outcome, Shed};
 use crate::telemetry::trace::RequestTrace;
 use args::Rules;
 
@@ -155,6 +156,8 @@ pub struct ToolServer {
 struct Shared {
     backend: Arc<BackendClient>,
     metrics: Arc<Metrics>,
+    /// Room for calls of each tool, so that one tool cannot take all of it.
+    room: [Semaphore; TOOL_NAMES.len()],
     /// Whether failures tell their technical cause (`DEBUG=true`).
     tell_causes: bool,
     /// Cancelled when the grace of a shutdown is over: what still runs is answered as TIMEOUT_ERROR.
@@ -169,6 +172,7 @@ impl ToolServer {
     pub fn new(
         backend: Arc<BackendClient>,
         metrics: Arc<Metrics>,
+        max_in_flight_per_tool: usize,
         tell_causes: bool,
         out_of_time: CancellationToken,
     ) -> Self {
@@ -183,13 +187,22 @@ impl ToolServer {
             .with_server_info(implementation)
             .with_instructions(INSTRUCTIONS)
             .with_protocol_version(ProtocolVersion::V_2025_11_25);
-        Self { shared: Arc::new(Shared { backend, metrics, tell_causes, out_of_time, info, result_meta }) }
+        let room = std::array::from_fn(|_| Semaphore::new(max_in_flight_per_tool));
+        Self { shared: Arc::new(Shared { backend, metrics, room, tell_causes, out_of_time, info, result_meta }) }
     }
 
     /// Runs one call to its end and writes down how it ended, whatever the end is.
     async fn execute(self, entry: &'static Entry, ending: Ending, arguments: JsonObject) -> CallToolResult {
+        let Some(room) = self.shared.room.get(entry.index) else { return ending.fail(Problem::internal()) };
+        let Ok(_room) = room.try_acquire() else {
+            self.shared.metrics.shed(Shed::Tool);
+            return ending.fail(error::tool_busy());
+        };
         let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
-        let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| Err(Problem::internal()));
+        let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
+            self.shared.metrics.panicked();
+            Err(Problem::internal())
+        });
         match result {
             Ok(result) => {
                 ending.record(Outcome::Ok, None);

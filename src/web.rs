@@ -23,6 +23,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
@@ -33,7 +34,7 @@ pub use listener::{Lane, Limits, Listener};
 use crate::auth::Caller;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, Shed};
 use crate::telemetry::trace::RequestTrace;
 
 /// Where clients find the protocol that we speak.
@@ -51,6 +52,8 @@ pub struct Web {
 struct Endpoint<S> {
     mcp: StreamableHttpService<S, NeverSessionManager>,
     metrics: Arc<Metrics>,
+    /// Room for requests at the same time.
+    room: Semaphore,
     wall: Duration,
 }
 
@@ -66,6 +69,7 @@ impl Web {
         let endpoint = Arc::new(Endpoint {
             mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
             metrics: Arc::clone(&metrics),
+            room: Semaphore::new(settings.max_in_flight),
             // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
             wall: call_timeout + Duration::from_secs(5),
         });
@@ -182,6 +186,10 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     if request.headers().get_all(header::HOST).iter().count() > 1 {
         return problem::bad_request("The request has more than one `Host` header.");
     }
+    let Ok(_room) = endpoint.room.try_acquire() else {
+        endpoint.metrics.shed(Shed::Server);
+        return problem::overloaded("The server has as many requests as it takes at the same time.");
+    };
     let _in_flight = endpoint.metrics.request_in_flight();
     match tokio::time::timeout(endpoint.wall, endpoint.mcp.handle(request)).await {
         Ok(response) => response.map(Body::new),

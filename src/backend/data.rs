@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{BackendClient, BackendError, Call, Outgoing, Segment};
+use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
 /// What `GET /query/{dataset}` is asked.
 #[derive(Debug, Clone)]
@@ -36,6 +36,6 @@ impl BackendClient {
             let filters = serde_json::to_string(filters).unwrap_or_default();
             url.query_pairs_mut().append_pair("filters", &filters);
         }
-        self.send(call, Outgoing::read(url)).await
+        self.send(call, Outgoing::read(Route::Query, url)).await
     }
 }

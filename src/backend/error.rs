@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::breaker::Verdict;
 use super::retry::Setback;
 use crate::identity::IdentityError;
+use crate::telemetry::metrics::Exchange;
 
 /// A failed exchange with the backend.
 #[derive(Debug)]
@@ -54,6 +56,12 @@ pub enum Failure {
     /// The deadline of the call passed.
     #[error("gave no answer within {0:?}")]
     Timeout(Duration),
+    /// So many requests are with the backend already that another would only wait; nothing was sent.
+    #[error("has all the requests that it may have at the same time")]
+    Busy,
+    /// It has been failing, and is left in peace for so long; nothing was sent.
+    #[error("keeps failing and is not asked for {0:?}")]
+    CircuitOpen(Duration),
     /// `GET /health` was answered, but not with `healthy`.
     #[error("says that it is not healthy")]
     Unhealthy,
@@ -67,7 +75,26 @@ impl Failure {
             Self::Status { status, .. } => {
                 status.is_server_error() || status.is_redirection() || *status == StatusCode::REQUEST_TIMEOUT
             }
-            Self::Identity(_) | Self::Unauthorized | Self::Unreachable(_) | Self::Unhealthy => false,
+            Self::Identity(_)
+            | Self::Unauthorized
+            | Self::Unreachable(_)
+            | Self::Busy
+            | Self::CircuitOpen(_)
+            | Self::Unhealthy => false,
+        }
+    }
+
+    /// The word for metrics about one exchange.
+    pub(super) fn exchange(&self) -> Exchange {
+        match self {
+            Self::Status { status, .. } if status.is_server_error() => Exchange::ServerError,
+            Self::Status { status, .. } if status.is_redirection() => Exchange::Redirection,
+            Self::Status { .. } | Self::Unauthorized => Exchange::ClientError,
+            Self::Unreachable(_) => Exchange::Unreachable,
+            Self::Interrupted(_) => Exchange::Interrupted,
+            Self::Unreadable(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
+            Self::Timeout(_) => Exchange::Timeout,
+            Self::Identity(_) | Self::Busy | Self::CircuitOpen(_) => Exchange::NotMade,
         }
     }
 }
@@ -81,7 +108,26 @@ impl BackendError {
             Failure::Status { status, .. } => Some(Setback::Status(*status)),
             Failure::Unreadable(_) | Failure::TooLarge(_) => Some(Setback::Unreadable),
             // A token is the token source's to retry, and past the deadline there is no time.
-            Failure::Identity(_) | Failure::Unauthorized | Failure::Timeout(_) | Failure::Unhealthy => None,
+            // A full house and an open breaker exist to keep calls away: repeating would defeat them.
+            Failure::Identity(_)
+            | Failure::Unauthorized
+            | Failure::Timeout(_)
+            | Failure::Busy
+            | Failure::CircuitOpen(_)
+            | Failure::Unhealthy => None,
+        }
+    }
+
+    /// What it tells the circuit breaker.
+    pub(super) fn verdict(&self) -> Verdict {
+        match &self.failure {
+            Failure::Status { status, .. } if status.is_server_error() => Verdict::Fails,
+            Failure::Status { status: StatusCode::TOO_MANY_REQUESTS, .. } => Verdict::Unknown,
+            Failure::Unreachable(_) | Failure::Interrupted(_) | Failure::Timeout(_) => Verdict::Fails,
+            Failure::Status { .. } | Failure::Unauthorized | Failure::Unreadable(_) | Failure::TooLarge(_) => {
+                Verdict::Works
+            }
+            Failure::Identity(_) | Failure::Busy | Failure::CircuitOpen(_) | Failure::Unhealthy => Verdict::Unknown,
         }
     }
 
@@ -89,6 +135,8 @@ impl BackendError {
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.failure {
             Failure::Status { retry_after, .. } => *retry_after,
+            Failure::CircuitOpen(wait) => Some(*wait),
+            Failure::Busy => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

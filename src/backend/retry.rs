@@ -8,9 +8,6 @@ use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use http::{HeaderMap, StatusCode, header};
 
-/// How often one call may ask the backend. A replay after a 401 comes on top.
-const MAX_ATTEMPTS: u32 = 3;
-
 /// An attempt that would have less than this before the deadline is not made.
 pub(super) const LEAST_ATTEMPT: Duration = Duration::from_millis(100);
 
@@ -25,6 +22,21 @@ pub(super) enum Setback {
     Status(StatusCode),
     /// A success that cannot be read, or is too large.
     Unreadable,
+}
+
+/// Why a call was replayed with a new token.
+pub(super) const REASON_UNAUTHORIZED: &str = "unauthorized";
+
+impl Setback {
+    /// The word for metrics: one of [`RETRY_REASONS`](crate::telemetry::metrics::RETRY_REASONS).
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::NotSent => "not_sent",
+            Self::Interrupted => "interrupted",
+            Self::Status(StatusCode::TOO_MANY_REQUESTS) => "throttled",
+            Self::Status(_) | Self::Unreadable => "status",
+        }
+    }
 }
 
 /// The decision table for reads and writes. A 401 is not decided here: it is worth a new token, once.
@@ -46,14 +58,14 @@ pub(super) fn may_repeat(write: bool, setback: Setback) -> bool {
 
 /// The waits between the attempts of one call.
 pub(super) struct Attempts {
-    made: u32,
+    left: u32,
     intervals: ExponentialBackoff,
 }
 
 impl Attempts {
     /// Windows of 50 ms, doubling up to 1 s, with full jitter. `backoff` draws from `interval * (1 ± factor)`: half the window and
     /// a factor of 1 give the whole of it. Its own limit of 15 minutes is off; the call's deadline rules.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(max_attempts: u32) -> Self {
         let intervals = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(25))
             .with_multiplier(2.0)
@@ -61,19 +73,19 @@ impl Attempts {
             .with_randomization_factor(1.0)
             .with_max_elapsed_time(None)
             .build();
-        Self { made: 1, intervals }
+        Self { left: max_attempts.saturating_sub(1), intervals }
     }
 
     /// How long to wait before the next attempt, or `None` when there should be none. The backend's own wish is a lower bound.
     pub(super) fn next_wait(&mut self, retry_after: Option<Duration>, left: Duration) -> Option<Duration> {
-        if self.made >= MAX_ATTEMPTS {
+        if self.left == 0 {
             return None;
         }
         let wait = self.intervals.next_backoff()?.max(retry_after.unwrap_or_default());
         if wait + LEAST_ATTEMPT > left {
             return None;
         }
-        self.made += 1;
+        self.left -= 1;
         Some(wait)
     }
 }
@@ -121,7 +133,7 @@ mod tests {
     #[test]
     fn there_are_three_attempts_with_waits_inside_their_windows() {
         for _ in 0..1_000 {
-            let mut attempts = Attempts::new();
+            let mut attempts = Attempts::new(3);
             let left = Duration::from_secs(10);
             assert!(attempts.next_wait(None, left).unwrap() <= Duration::from_millis(50));
             assert!(attempts.next_wait(None, left).unwrap() <= Duration::from_millis(100));
@@ -131,7 +143,7 @@ mod tests {
 
     #[test]
     fn no_wait_reaches_past_the_deadline() {
-        let mut attempts = Attempts::new();
+        let mut attempts = Attempts::new(3);
         assert_eq!(attempts.next_wait(Some(Duration::from_secs(5)), Duration::from_secs(5)), None);
         assert!(
             attempts.next_wait(Some(Duration::from_secs(1)), Duration::from_secs(5)).unwrap() >= Duration::from_secs(1)

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BackendClient, BackendError, Call, Outgoing};
+use super::{BackendClient, BackendError, Call, Outgoing, Route};
 
 /// How urgent a ticket is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -94,7 +94,7 @@ impl BackendClient {
     /// [`BackendError`]; one whose `unknown_write` is set may have made the ticket all the same.
     pub async fn create_ticket(&self, call: &Call, ticket: &NewTicket) -> Result<Ticket, BackendError> {
         let body = serde_json::to_vec(ticket).map(Bytes::from).unwrap_or_default();
-        self.send(call, Outgoing::write(self.url(&["tickets"]), body)).await
+        self.send(call, Outgoing::write(Route::CreateTicket, self.url(&["tickets"]), body)).await
     }
 
     /// `GET /tickets?skip&limit[&status]`.
@@ -112,6 +112,6 @@ impl BackendClient {
         let mut url = self.url(&["tickets"]);
         let status = status.map(|status| format!("&status={}", status.as_str())).unwrap_or_default();
         url.set_query(Some(&format!("skip={skip}&limit={limit}{status}")));
-        self.send(call, Outgoing::read(url)).await
+        self.send(call, Outgoing::read(Route::Tickets, url)).await
     }
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{BackendClient, BackendError, Call, Outgoing, Segment};
+use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
 /// A person known to the backend. Fields that it adds are dropped here.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -43,7 +43,7 @@ impl BackendClient {
         if include_details {
             url.set_query(Some("include_details=true"));
         }
-        let mut user: User = self.send(call, Outgoing::read(url)).await?;
+        let mut user: User = self.send(call, Outgoing::read(Route::User, url)).await?;
         if !include_details {
             user.details = None;
         }
@@ -58,6 +58,6 @@ impl BackendClient {
     pub async fn users(&self, call: &Call, skip: u64, limit: u32) -> Result<UserPage, BackendError> {
         let mut url = self.url(&["users"]);
         url.set_query(Some(&format!("skip={skip}&limit={limit}")));
-        self.send(call, Outgoing::read(url)).await
+        self.send(call, Outgoing::read(Route::Users, url)).await
     }
 }

@@ -3,9 +3,11 @@
 //! Each gets a trimmed text that is not empty. Its error says what is wrong and what would be accepted, and never repeats
 //! the value: whether that may be shown is not for a parser to decide.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -95,8 +97,21 @@ pub(super) fn bytes(value: &str) -> Result<usize, String> {
     whole_number(value, 1 << 10..=64 << 20)
 }
 
-pub(super) fn connections(value: &str) -> Result<usize, String> {
+/// How many of something may exist at the same time.
+pub(super) fn count(value: &str) -> Result<usize, String> {
     whole_number(value, 1..=65_536)
+}
+
+pub(super) fn attempts(value: &str) -> Result<u32, String> {
+    whole_number(value, 1..=10)
+}
+
+pub(super) fn percent(value: &str) -> Result<u32, String> {
+    whole_number(value, 0..=100)
+}
+
+pub(super) fn per_second(value: &str) -> Result<u32, String> {
+    whole_number(value, 0..=10_000)
 }
 
 pub(super) fn host(value: &str) -> Result<IpAddr, String> {
@@ -239,7 +254,7 @@ fn is_host_name(value: &str) -> bool {
     value.len() <= 253 && value.split('.').all(is_label) && !last.chars().all(|char| char.is_ascii_digit())
 }
 
-fn whole_number(value: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
+fn whole_number<N: FromStr + PartialOrd + Display>(value: &str, range: RangeInclusive<N>) -> Result<N, String> {
     value
         .parse()
         .ok()

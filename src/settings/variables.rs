@@ -62,6 +62,28 @@ pub const VARIABLES: &[Variable] = &[
         "4194304",
         "Largest response of the backend that is read, from 1024 to 67108864 bytes.",
     ),
+    optional(
+        "BACKEND_MAX_CONCURRENCY",
+        "512",
+        "Requests to the backend at the same time, from 1 to 65536; more are refused at once.",
+    ),
+    optional("BACKEND_MAX_ATTEMPTS", "3", "How often one call may ask the backend, from 1 (never again) to 10."),
+    optional(
+        "BACKEND_RETRY_PERCENT",
+        "20",
+        "Repetitions, in percent of the calls of the last ten seconds, beyond BACKEND_RETRY_FLOOR; from 0 to 100.",
+    ),
+    optional("BACKEND_RETRY_FLOOR", "10", "Repetitions a second that are always allowed, from 0 to 10000."),
+    optional(
+        "BACKEND_CIRCUIT_BREAKER",
+        "true",
+        "Whether calls fail at once while the backend keeps failing; one tries again after 1 to 30 seconds.",
+    ),
+    optional(
+        "BACKEND_IDEMPOTENT_CREATES",
+        "false",
+        "Set it when the backend honours `Idempotency-Key`: only then is a ticket sent again whose outcome is unknown.",
+    ),
     optional("READINESS_CHECK_BACKEND", "true", "Whether the backend's health counts in `/health/ready`."),
     optional(
         "LOG_LEVEL",
@@ -83,6 +105,16 @@ pub const VARIABLES: &[Variable] = &[
     ),
     optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
     optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),
+    optional(
+        "MAX_IN_FLIGHT",
+        "768",
+        "MCP requests at the same time, from 1 to 65536; more are answered with 503 at once.",
+    ),
+    optional(
+        "MAX_IN_FLIGHT_PER_TOOL",
+        "512",
+        "Calls of one tool at the same time, from 1 to 65536; more are refused at once, so that one tool cannot take all.",
+    ),
     optional("REQUEST_HEADER_TIMEOUT", "10", "Seconds that a client may take to send the head of a request."),
     optional("KEEP_ALIVE_TIMEOUT", "75", "Seconds that a connection may stay idle between requests."),
     optional(

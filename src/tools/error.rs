@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -24,6 +25,17 @@ impl<T> ProblemExt<T> for Result<T, BackendError> {
 /// An argument that goes into a path, as the type that proves it harmless.
 pub(super) fn segment(field: &str, text: String) -> Result<Segment, Problem> {
     Segment::try_from(text).map_err(|wrong| Problem::fields([(field.to_owned(), wrong.to_string())].into()))
+}
+
+/// So many calls of one tool are running that another has to wait outside.
+pub(super) fn tool_busy() -> Problem {
+    let mut problem = Problem::new(
+        ErrorCode::ServiceError,
+        "As many calls of this tool are running as may run at the same time; nothing was sent to the backend. Call again in a second.",
+    );
+    problem.details.retryable = true;
+    problem.details.retry_after_seconds = Some(Duration::from_secs(1));
+    problem
 }
 
 /// What is left of a call when the server has to stop before it ends.
@@ -82,6 +94,18 @@ fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
         Failure::Timeout(timeout) => (
             ErrorCode::TimeoutError,
             format!("The backend gave no answer within {} seconds. Call again, or ask for less.", timeout.as_secs_f64()),
+            true,
+        ),
+        Failure::Busy => (
+            ErrorCode::ServiceError,
+            "The backend has as many requests as it may have at the same time; nothing was sent to it. Call again in a second.".to_owned(),
+            true,
+        ),
+        Failure::CircuitOpen(_) => (
+            ErrorCode::ServiceError,
+            "The backend has been failing and is being left in peace; nothing was sent to it. Call again after `retry_after_seconds`, and \
+             if that goes on, tell the operators."
+                .to_owned(),
             true,
         ),
         Failure::Unhealthy => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
