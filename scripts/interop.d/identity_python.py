@@ -1,0 +1,31 @@
+"""PyPI `azure-identity` asks the stand-in Entra for tokens and prints what it got. Judges nothing: `scripts/interop` does.
+
+    identity_python.py < asks.json      {"authority": …, "scope": …, "asks": [{"name", "tenant", "client", "secret" or "token_file"}]}
+"""
+
+import json
+import sys
+
+from azure.core.exceptions import ClientAuthenticationError
+from azure.identity import ClientSecretCredential, WorkloadIdentityCredential
+
+
+def credential(authority, ask):
+    options = {"authority": authority, "disable_instance_discovery": True}
+    if "secret" in ask:
+        return ClientSecretCredential(ask["tenant"], ask["client"], ask["secret"], **options)
+    return WorkloadIdentityCredential(
+        tenant_id=ask["tenant"], client_id=ask["client"], token_file_path=ask["token_file"], **options
+    )
+
+
+def seen(authority, scope, ask):
+    try:
+        token = credential(authority, ask).get_token(scope)
+    except ClientAuthenticationError as error:
+        return {"error": str(error)}
+    return {"token": token.token, "expires_on": token.expires_on}
+
+
+todo = json.load(sys.stdin)
+print(json.dumps({ask["name"]: seen(todo["authority"], todo["scope"], ask) for ask in todo["asks"]}))

@@ -1,0 +1,47 @@
+// The TypeScript SDKs, npm `@modelcontextprotocol/client` (2.x) and `@modelcontextprotocol/sdk` (1.x): walks the scenario
+// and prints what it saw. Judges nothing: `scripts/interop` does.
+//
+//     mcp_typescript.mjs URL MODE < scenario.json      MODE: auto, legacy, a version to pin, or sdk-v1
+//
+// The packages are looked up from the folder it is run in.
+
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+
+const require = createRequire(join(process.cwd(), 'package.json'));
+const me = { name: 'interop', version: '1.0.0' };
+
+async function connect(url, mode) {
+  if (mode === 'sdk-v1') {
+    const { Client } = require('@modelcontextprotocol/sdk/client/index.js');
+    const { StreamableHTTPClientTransport } = require('@modelcontextprotocol/sdk/client/streamableHttp.js');
+    const client = new Client(me);
+    const transport = new StreamableHTTPClientTransport(new URL(url));
+    await client.connect(transport);
+    return { client, version: transport.protocolVersion };
+  }
+  const { Client, StreamableHTTPClientTransport } = require('@modelcontextprotocol/client');
+  const negotiation = ['auto', 'legacy'].includes(mode) ? mode : { pin: mode };
+  const client = new Client(me, { versionNegotiation: { mode: negotiation } });
+  await client.connect(new StreamableHTTPClientTransport(new URL(url)));
+  return { client, version: client.getNegotiatedProtocolVersion() };
+}
+
+async function seen(client, { tool, arguments: args }) {
+  try {
+    return { result: await client.callTool({ name: tool, arguments: args }) };
+  } catch (error) {
+    if (error.code === undefined) return { threw: `${error.name}: ${error.message}` }; // the client itself did not like the answer
+    return { error: { code: error.code, message: error.message } };
+  }
+}
+
+const [url, mode] = process.argv.slice(2);
+const scenario = JSON.parse(readFileSync(0, 'utf8'));
+const { client, version } = await connect(url, mode);
+const { tools } = await client.listTools(); // also teaches the client the output schemas that it then checks results against
+const steps = {};
+for (const step of scenario) steps[step.name] = await seen(client, step);
+await client.close();
+console.log(JSON.stringify({ version, tools: tools.map((tool) => tool.name), steps }));
