@@ -7,6 +7,7 @@ The package is looked up in the folder it is run in.
 """
 
 import json
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,14 @@ def answer(done):
     return json.loads(done.stdout)["result"]
 
 
+def lint(listing):
+    """Refuses warnings too: such a schema is legal, but some model providers' clients would drop the tool."""
+    found = re.findall(r"^(?:Error|Warning): (.*)\n +Path: (.*)", listing.stderr, re.MULTILINE)
+    if found:
+        sys.exit("tools/list --strict: " + ", ".join(" ".join(where) for where in found))
+    return listing
+
+
 def seen(url, era, step):
     arguments = json.dumps(step["arguments"])
     done = inspect(url, era, "--method", "tools/call", "--tool-name", step["tool"], "--tool-args-json", arguments)
@@ -41,10 +50,7 @@ def seen(url, era, step):
 def main(url, era):
     scenario = json.load(sys.stdin)
     version = answer(inspect(url, era, "--method", "initialize"))["protocolVersion"]
-    listing = inspect(url, era, "--method", "tools/list", "--strict")
-    tools = answer(listing)["tools"]
-    if "Warning:" in listing.stderr:  # legal, but some model providers' clients would drop the tool
-        sys.exit(f"tools/list --strict: {listing.stderr.strip()}")
+    tools = answer(lint(inspect(url, era, "--method", "tools/list", "--strict")))["tools"]
     steps = {step["name"]: seen(url, era, step) for step in scenario}
     print(json.dumps({"version": version, "tools": [tool["name"] for tool in tools], "steps": steps}))
 
