@@ -1,7 +1,7 @@
 //! How we speak to the backend: one pooled client, one way to send, one deadline for a whole tool call.
 //!
 //! Public methods say one intent each (`user`, `create_ticket`, …) and live beside their wire types in `backend/`. All of them
-//! go through [`BackendClient::send`], which adds the token, the trace, the caps, the repetitions and the error mapping. The
+//! go through `BackendClient::send`, which adds the token, the trace, the caps, the repetitions and the error mapping. The
 //! token never leaves the one origin: paths are built from checked [`Segment`]s, redirects are not followed, and no proxy is used.
 
 mod breaker;

@@ -1,6 +1,6 @@
 //! What a model can ask us to do: the five tools, their schemas, and the one way every call takes through them.
 //!
-//! A tool is a struct of its arguments that knows how to run ([`Tool`]); the table of them is built once. [`ToolServer`] is the
+//! A tool is a struct of its arguments that knows how to run (`Tool`); the table of them is built once. [`ToolServer`] is the
 //! MCP side: it decodes, runs, measures and renders, and sees to it that a panic, a client that leaves and a server that stops
 //! each end as the contract says. It knows no axum, and the backend knows no MCP.
 

@@ -1,6 +1,6 @@
 //! Which routes exist, in which layers, and whether we are ready.
 //!
-//! [`Web::answer`] is the one way of a request, read from the outside in; [`listener`] brings the requests to it.
+//! `Web::answer` is the one way of a request, read from the outside in; `web/listener.rs` brings the requests to it.
 
 pub mod health;
 pub mod healthcheck;
