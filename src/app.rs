@@ -8,9 +8,11 @@ pub mod demo;
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -159,11 +161,15 @@ impl App {
             listen(management, Lane::Management, TaskTracker::new(), CancellationToken::new());
         }
         if self.health.checks_backend() {
-            let watch = watch_backend(Arc::clone(&self.backend), Arc::clone(&self.health));
-            tasks.spawn(async move {
-                watch.instrument(error_span!("watch_backend")).await;
+            let (backend, health, metrics) = (self.backend, Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let watch = async move {
+                while AssertUnwindSafe(watch_backend(&backend, &health)).catch_unwind().await.is_err() {
+                    metrics.task_restarted();
+                    tokio::time::sleep(HEALTH_INTERVAL).await;
+                }
                 "watch the backend"
-            });
+            };
+            tasks.spawn(watch.instrument(error_span!("watch_backend")));
         }
 
         let ended = tokio::select! {
@@ -211,11 +217,15 @@ fn metrics_of(identity: &Arc<TokenSource>) -> Metrics {
     metrics.observe("mcp_server_token_age_seconds", "Seconds since the token was received; 0 without one", move || {
         source.stats().age.unwrap_or_default().as_secs_f64()
     });
+    let source = Arc::clone(identity);
+    metrics.observe("mcp_server_token_task_restarts", "Panics of the task that refreshes the token", move || {
+        source.stats().restarts as f64
+    });
     metrics
 }
 
 /// Asks the backend for its health, for ever, and says so when the answer changes.
-async fn watch_backend(backend: Arc<BackendClient>, health: Arc<Health>) {
+async fn watch_backend(backend: &BackendClient, health: &Health) {
     let mut ticks = tokio::time::interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -6,10 +6,12 @@
 //! that everyone gets until the cool-down is over. A token is used until it really expires, however long Entra is away.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use futures_util::FutureExt as _;
 use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -57,13 +59,13 @@ impl TokenSource {
 
     fn with_exchange<F, E>(credential: &'static str, exchange: F) -> Arc<Self>
     where
-        F: Fn() -> E + Send + 'static,
+        F: Fn() -> E + Send + Sync + 'static,
         E: Future<Output = Result<BearerToken, Box<IdentityError>>> + Send + 'static,
     {
         let progress = Progress { running: true, failure: None, forced_at: None, counts: TokenStats::default() };
         let state =
             Arc::new(State { credential, held: ArcSwapOption::empty(), progress: watch::Sender::new(progress) });
-        let driver = tokio::spawn(drive(Arc::clone(&state), exchange).instrument(error_span!("drive")));
+        let driver = tokio::spawn(keep_driving(Arc::clone(&state), exchange).instrument(error_span!("drive")));
         Arc::new(Self { state, _driver: AbortOnDropHandle::new(driver) })
     }
 
@@ -172,6 +174,8 @@ pub struct TokenStats {
     pub failed_configuration: u64,
     /// Refreshes that a 401 of the backend forced; they are counted above as well.
     pub forced: u64,
+    /// How often the refreshing task panicked and was started again.
+    pub restarts: u64,
 }
 
 /// A token for the backend, as the finished header.
@@ -328,9 +332,22 @@ impl State {
     }
 }
 
-async fn drive<F, E>(state: Arc<State>, exchange: F)
+/// Drives for ever, through panics: without a driver the server would lose its token in the end and never get another.
+async fn keep_driving<F, E>(state: Arc<State>, exchange: F)
 where
-    F: Fn() -> E,
+    F: Fn() -> E + Send + Sync,
+    E: Future<Output = Result<BearerToken, Box<IdentityError>>> + Send + 'static,
+{
+    while AssertUnwindSafe(drive(&state, &exchange)).catch_unwind().await.is_err() {
+        error!("the task that refreshes the token panicked; it starts again in {LEAST_PAUSE:?}");
+        state.progress.send_modify(|progress| progress.counts.restarts += 1);
+        tokio::time::sleep(LEAST_PAUSE).await;
+    }
+}
+
+async fn drive<F, E>(state: &State, exchange: &F)
+where
+    F: Fn() -> E + Sync,
     E: Future<Output = Result<BearerToken, Box<IdentityError>>> + Send + 'static,
 {
     let mut wanted = state.progress.subscribe();
@@ -384,7 +401,7 @@ mod tests {
 
     impl Authority {
         /// Answers each exchange, counted from 1, as `script` says, half a second after it began.
-        fn new(script: impl Fn(usize) -> Step + Send + 'static) -> Self {
+        fn new(script: impl Fn(usize) -> Step + Send + Sync + 'static) -> Self {
             let exchanges = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&exchanges);
             let source = TokenSource::with_exchange("client secret", move || {
