@@ -166,6 +166,8 @@ impl BackendClient {
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_max_idle_per_host(usize::MAX)
             .redirect(reqwest::redirect::Policy::none())
+            // Repeating is decided in `retry.rs` alone. (hyper still replaces a pooled connection that closed unused.)
+            .retry(reqwest::retry::never())
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;

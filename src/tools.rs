@@ -191,6 +191,45 @@ impl ToolServer {
         Self { shared: Arc::new(Shared { backend, metrics, room, tell_causes, out_of_time, info, result_meta }) }
     }
 
+    /// Runs a call until it ends, its client leaves, or the server has to stop.
+    async fn finish(
+        &self,
+        entry: &'static Entry,
+        arguments: JsonObject,
+        context: RequestContext<RoleServer>,
+    ) -> CallToolResult {
+        let ending = self.ending(entry, &context);
+        let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
+        let call = self.clone().execute(entry, ending, arguments).instrument(span);
+        let result = match entry.effect {
+            Effect::Reads => tokio::select! {
+                biased;
+                result = call => Some(result),
+                // Dropping the call drops its backend request; its ending is written all the same.
+                () = context.ct.cancelled() => None,
+                () = self.shared.out_of_time.cancelled() => None,
+            },
+            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
+            Effect::Adds => {
+                let task = tokio::spawn(call);
+                tokio::select! {
+                    biased;
+                    result = task => result.ok(),
+                    () = context.ct.cancelled() => None,
+                    () = self.shared.out_of_time.cancelled() => None,
+                }
+            }
+        };
+        let mut result = result.unwrap_or_else(|| {
+            let problem = error::out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id());
+            CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
+        });
+        if is_modern(&context) {
+            result.meta = Some(self.shared.result_meta.clone());
+        }
+        result
+    }
+
     /// Runs one call to its end and writes down how it ended, whatever the end is.
     async fn execute(self, entry: &'static Entry, ending: Ending, arguments: JsonObject) -> CallToolResult {
         let Some(room) = self.shared.room.get(entry.index) else { return ending.fail(Problem::internal()) };
@@ -346,36 +385,8 @@ impl ServerHandler for ToolServer {
                 None,
             ));
         };
-        let ending = self.ending(entry, &context);
-        let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
-        let call = self.clone().execute(entry, ending, request.arguments.unwrap_or_default()).instrument(span);
-        let result = match entry.effect {
-            Effect::Reads => tokio::select! {
-                biased;
-                result = call => Some(result),
-                // Dropping the call drops its backend request; its ending is written all the same.
-                () = context.ct.cancelled() => None,
-                () = self.shared.out_of_time.cancelled() => None,
-            },
-            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
-            Effect::Adds => {
-                let task = tokio::spawn(call);
-                tokio::select! {
-                    biased;
-                    result = task => result.ok(),
-                    () = context.ct.cancelled() => None,
-                    () = self.shared.out_of_time.cancelled() => None,
-                }
-            }
-        };
-        let mut result = result.unwrap_or_else(|| {
-            let problem = error::out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id());
-            CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
-        });
-        if is_modern(&context) {
-            result.meta = Some(self.shared.result_meta.clone());
-        }
-        Ok(result.into())
+        // rmcp moves the future of a request several times: a box keeps that cheap.
+        Ok(Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), context)).await.into())
     }
 
     async fn on_custom_request(

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
@@ -23,8 +24,11 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::LogSettings;
 
-/// How many lines may wait for stdout. More are dropped, and the count of the dropped is said at the end.
-const QUEUED_LINES: usize = 65_536;
+/// How many lines may wait for stdout. More are dropped, and counted.
+const QUEUED_LINES: usize = 8_192;
+/// How long the writer's thread collects lines before it writes them in one go: a wake-up and a system call for each line would
+/// cost more than the line.
+const COLLECTING: Duration = Duration::from_millis(5);
 
 /// Keeps the writer's thread alive; dropping it writes what is still queued.
 pub struct LogGuard {
@@ -37,8 +41,10 @@ pub struct LogGuard {
 ///
 /// When a subscriber is installed already, or the filter cannot be read (settings check it beforehand).
 pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).thread_name("logs").finish(std::io::stdout());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUED_LINES)
+        .thread_name("logs")
+        .finish(Collected::new(std::io::stdout()));
     let filter = EnvFilter::try_new(&settings.filter)?;
     let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(fit_to_print));
     if settings.debug {
@@ -51,6 +57,29 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
     }
     log_panics();
     Ok(LogGuard { _writer: guard })
+}
+
+/// Collects what is written, and passes it on at a leisurely flush. The writer's thread flushes whenever its queue is empty; while
+/// it pauses here, callers only queue their lines and need not wake it.
+struct Collected<W: std::io::Write>(std::io::BufWriter<W>);
+
+impl<W: std::io::Write> Collected<W> {
+    fn new(inner: W) -> Self {
+        Self(std::io::BufWriter::with_capacity(64 * 1024, inner))
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for Collected<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()?;
+        std::thread::sleep(COLLECTING);
+        Ok(())
+    }
 }
 
 /// What libraries may say at most. rmcp prints whole arguments and results at DEBUG and lets any client cause warnings; the
@@ -127,7 +156,9 @@ where
     // Lines that come through the `log` crate carry their real origin in fields.
     let normalized = event.normalized_metadata();
     let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
-    let _ = write!(line, "{{\"timestamp\":\"{}\",\"level\":\"", Rfc3339(now));
+    line.push_str("{\"timestamp\":\"");
+    let _ = write!(line, "{}", Rfc3339(now));
+    line.push_str("\",\"level\":\"");
     line.push_str(level_word(metadata.level()));
     line.push_str("\",\"logger\":");
     write_json_string(line, metadata.target());
@@ -166,7 +197,23 @@ impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (year, month, day) = self.0.to_calendar_date();
         let (hour, minute, second, micro) = self.0.to_hms_micro();
-        write!(f, "{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}Z", u8::from(month))
+        let mut text = *b"....-..-..T..:..:.........Z";
+        let parts: [(std::ops::Range<usize>, u32); 7] = [
+            (0..4, year.unsigned_abs()),
+            (5..7, u8::from(month).into()),
+            (8..10, day.into()),
+            (11..13, hour.into()),
+            (14..16, minute.into()),
+            (17..19, second.into()),
+            (20..26, micro),
+        ];
+        for (place, mut number) in parts {
+            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        f.write_str(str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -181,6 +228,11 @@ struct Escaped<'a>(&'a mut String);
 
 impl Escaped<'_> {
     fn push(&mut self, text: &str) {
+        // Nearly all text is printable ASCII without quotes.
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            self.0.push_str(text);
+            return;
+        }
         let mut clean = 0;
         for (at, character) in text.char_indices() {
             let escape = match character {
