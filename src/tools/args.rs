@@ -16,7 +16,7 @@ use crate::backend::{Segment, SegmentError};
 use crate::problem::{ErrorCode, Problem};
 
 /// The `pattern` of identifiers that become part of a path, as the schema shows it. [`Segment`] is the full rule.
-pub(super) const SEGMENT_PATTERN: &str = r"^[^/\\?#%\x00-\x1f\x7f]+$";
+pub(super) const SEGMENT_PATTERN: &str = r"^[^/\\?#%\x00-\x1f\x7f-\x9f]+$";
 /// The largest integer that every JSON implementation keeps exactly (RFC 8259 section 6).
 pub(super) const MAX_SAFE_INTEGER: u64 = 9_007_199_254_740_991;
 /// The longest that filters may be as compact JSON: they travel in a URL.
@@ -198,10 +198,13 @@ impl Kind {
         let refused = |what: &str| Err(format!("{what}; it must be {}", self.accepted()));
         match (self, &*value) {
             (Self::Text { min, max, segment }, Value::String(text)) => {
-                // Bytes are an upper bound of characters: most texts need not be counted.
-                let length = if text.len() <= *min { text.chars().count() } else { characters_up_to(text, *max) };
-                if length < *min || length > *max {
-                    return refused(&format!("has {} characters", text.chars().count()));
+                // A character has one to four bytes: most texts need not be counted.
+                let surely_fits = text.len() >= 4 * min && text.len() <= *max;
+                if !surely_fits {
+                    let length = text.chars().count();
+                    if length < *min || length > *max {
+                        return refused(&format!("has {length} characters"));
+                    }
                 }
                 if *segment {
                     return Segment::check(text).map_err(|wrong: SegmentError| wrong.to_string());
@@ -236,11 +239,6 @@ impl Kind {
             (_, value) => refused(&format!("is {}", type_of(value))),
         }
     }
-}
-
-/// The number of characters, or any number above `max` when there are more.
-fn characters_up_to(text: &str, max: usize) -> usize {
-    if text.len() <= max { text.len() } else { text.chars().count() }
 }
 
 fn type_of(value: &Value) -> &'static str {
