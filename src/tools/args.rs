@@ -19,8 +19,9 @@ use crate::problem::{ErrorCode, Problem};
 pub(super) const SEGMENT_PATTERN: &str = r"^[^/\\?#%\x00-\x1f\x7f-\x9f]+$";
 /// The largest integer that every JSON implementation keeps exactly (RFC 8259 section 6).
 pub(super) const MAX_SAFE_INTEGER: u64 = 9_007_199_254_740_991;
-/// The longest that filters may be as compact JSON: they travel in a URL.
-const MAX_FILTERS_CHARACTERS: usize = 8_192;
+/// The longest that filters may be as compact JSON. They travel in a URL, where percent-encoding triples a byte and the HTTP
+/// client takes 65,534 bytes in all.
+const MAX_FILTERS_BYTES: usize = 8_192;
 /// Of unknown arguments so many are named, each cut to so many characters: the answer must not grow with the mistake.
 const NAMED_UNKNOWN: usize = 8;
 const NAMED_CHARACTERS: usize = 64;
@@ -228,11 +229,9 @@ impl Kind {
             }
             (Self::Boolean, Value::Bool(_)) => Ok(()),
             (Self::Object, Value::Object(object)) => {
-                let length = serde_json::to_string(object).map_or(usize::MAX, |text| text.chars().count());
-                if length > MAX_FILTERS_CHARACTERS {
-                    return Err(format!(
-                        "is too long; as compact JSON it may have {MAX_FILTERS_CHARACTERS} characters"
-                    ));
+                let length = serde_json::to_string(object).map_or(usize::MAX, |text| text.len());
+                if length > MAX_FILTERS_BYTES {
+                    return Err(format!("is too long; as compact JSON it may have {MAX_FILTERS_BYTES} bytes"));
                 }
                 Ok(())
             }

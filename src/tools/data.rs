@@ -19,7 +19,7 @@ pub(super) struct QueryData {
     #[validate(length(min = 1, max = 128))]
     #[schemars(extend("pattern" = SEGMENT_PATTERN))]
     dataset: String,
-    /// Column names and the values that rows must have in them.
+    /// Column names and the values that rows must have in them. At most 8192 bytes as compact JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Map<String, Value>")]
     filters: Option<Map<String, Value>>,
