@@ -32,7 +32,7 @@ use url::Url;
 pub use breaker::BreakerState;
 use breaker::{Admission, Breaker};
 pub use data::{Query, QueryRows};
-pub use error::{BackendError, Failure};
+pub use error::{BackendError, Failure, FormError};
 pub use segment::{Segment, SegmentError};
 pub use tickets::{NewTicket, Priority, Ticket, TicketPage, TicketStatus};
 pub use users::{User, UserPage};
@@ -357,7 +357,7 @@ impl BackendClient {
     }
 
     fn decode<T: DeserializeOwned>(&self, request: &Outgoing, body: &[u8]) -> Result<T, BackendError> {
-        serde_json::from_slice(body).map_err(|error| self.fail(request, Failure::Unreadable(error)))
+        serde_json::from_slice(body).map_err(|error| self.fail(request, Failure::Unreadable(error.into())))
     }
 
     /// Reads a body up to the cap. A body that arrives in one piece is not copied.

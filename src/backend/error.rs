@@ -49,7 +49,7 @@ pub enum Failure {
     Interrupted(#[source] reqwest::Error),
     /// The answer is no JSON of the agreed shape.
     #[error("sent an answer that cannot be read")]
-    Unreadable(#[source] serde_json::Error),
+    Unreadable(#[source] FormError),
     /// The answer is larger than this many bytes.
     #[error("sent more than {0} bytes")]
     TooLarge(usize),
@@ -65,6 +65,23 @@ pub enum Failure {
     /// `GET /health` was answered, but not with `healthy`.
     #[error("says that it is not healthy")]
     Unhealthy,
+}
+
+/// Where an answer leaves the agreed form, and what stands there in the agreed one. serde also quotes what it found, which is
+/// the backend's data and belongs in no log and no error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FormError(String);
+
+impl From<serde_json::Error> for FormError {
+    fn from(error: serde_json::Error) -> Self {
+        let text = error.to_string();
+        // The quotation comes first and may hold anything; what was expected is a text of ours.
+        Self(match text.rsplit_once(", expected ") {
+            Some((_found, expected)) => format!("expected {expected}"),
+            None => text,
+        })
+    }
 }
 
 impl Failure {
