@@ -4,4 +4,10 @@
 
 mod support;
 
+mod cancellation;
+mod errors;
+mod protocol;
 mod smoke;
+mod tools;
+mod tools_paths;
+mod trace;

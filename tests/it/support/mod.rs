@@ -1,5 +1,7 @@
 //! The server under test with its stand-ins, and a small MCP client that speaks both eras.
 
+pub mod calls;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
