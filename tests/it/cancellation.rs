@@ -44,7 +44,9 @@ async fn a_read_whose_client_leaves_is_not_repeated() {
     app.stand_ins.backend.set_fault([]);
     let finished = || async {
         let metrics = app.http.get(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
-        metrics.text().await.unwrap().contains("cancelled")
+        metrics.text().await.unwrap().contains(
+            r#"_count{mcp_method_name="tools/call",gen_ai_tool_name="get_user_profile",error_type="cancelled"} 1"#,
+        )
     };
     until(finished).await;
     assert_eq!(app.backend_requests().len(), 1);
