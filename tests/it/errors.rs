@@ -270,17 +270,17 @@ async fn the_backends_wish_to_wait_until_a_date_is_passed_on_as_seconds() {
 
 #[tokio::test]
 async fn a_backend_that_hangs_ends_in_a_timeout_error_at_the_deadline() {
-    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(500)).await;
+    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(300)).await;
     app.until_ready().await;
     let read_expected = object(
         "TIMEOUT_ERROR",
-        "The backend gave no answer within 0.5 seconds. Call again, or ask for less.",
-        r#""path":"/users/42","timeout_seconds":0.5,"retryable":true"#,
+        "The backend gave no answer within 0.3 seconds. Call again, or ask for less.",
+        r#""path":"/users/42","timeout_seconds":0.3,"retryable":true"#,
     );
     let write_expected = object(
         "TIMEOUT_ERROR",
         &perhaps_created("gave no answer in time"),
-        r#""path":"/tickets","timeout_seconds":0.5,"outcome":"unknown","idempotency_key":"KEY","retryable":false"#,
+        r#""path":"/tickets","timeout_seconds":0.3,"outcome":"unknown","idempotency_key":"KEY","retryable":false"#,
     );
     let long = Duration::from_secs(60);
     for fault in [FaultRule::hang(), FaultRule::delay(long), FaultRule::delay_mid_body(long)] {

@@ -1,6 +1,13 @@
 //! The integration tests: one binary, one way in ([`support::TestApp`]), everything through real HTTP.
 
 #![allow(unreachable_pub, reason = "in a test binary `pub` says the same as `pub(crate)`, and reads better")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 mod support;
 

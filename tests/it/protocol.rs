@@ -143,6 +143,11 @@ async fn requests_that_cannot_be_served_are_json_rpc_errors_of_their_era() {
         ("tools/list", json!({ "cursor": "2" }), -32602, 200, 200),
         ("tools/delete", json!({}), -32601, 200, 404),
         ("", json!({}), -32601, 200, 404),
+        ("initialize", json!({}), -32601, 200, 404),
+        ("logging/setLevel", json!({ "level": "debug" }), -32601, 200, 404),
+        ("subscriptions/listen", json!({}), -32601, 200, 404),
+        ("subscriptions/listen", json!({ "notifications": { "toolsListChanged": true } }), -32601, 200, 404),
+        ("tasks/list", json!({}), -32601, 200, 404),
         ("prompts/list", json!({}), -32601, 200, 404),
         ("prompts/get", json!({ "name": "x" }), -32601, 200, 404),
         ("resources/list", json!({}), -32601, 200, 404),
@@ -165,6 +170,14 @@ async fn requests_that_cannot_be_served_are_json_rpc_errors_of_their_era() {
         }
     }
     assert!(app.backend_requests().is_empty());
+}
+
+#[tokio::test]
+async fn ping_is_answered_in_the_era_that_has_it() {
+    let app = TestApp::spawn().await;
+    assert_eq!(app.result(Era::Legacy, "ping", json!({})).await, json!({}));
+    let (status, answer) = json_answer(app.request(Era::Modern, "ping", json!({}))).await;
+    assert_eq!((status, &answer["error"]["code"]), (404, &json!(-32601)));
 }
 
 #[tokio::test]

@@ -78,6 +78,11 @@ async fn each_tool_asks_the_backend_for_exactly_what_it_was_asked() {
 }
 
 fn assert_headers(request: &RecordedRequest) {
+    assert_headers_alone(request);
+    assert!(request.header("traceparent").unwrap().starts_with(&format!("00-{TRACE_ID}-")));
+}
+
+fn assert_headers_alone(request: &RecordedRequest) {
     let mut names: Vec<_> = request.headers.keys().map(http::HeaderName::as_str).collect();
     names.sort_unstable();
     if request.method == http::Method::POST {
@@ -92,7 +97,37 @@ fn assert_headers(request: &RecordedRequest) {
     assert_eq!(request.header("accept"), Some("application/json"));
     assert_eq!(request.header("user-agent"), Some(concat!("mcp-server/", env!("CARGO_PKG_VERSION"))));
     assert!(request.authorization_raw.as_ref().unwrap().starts_with("Bearer ey"));
-    assert!(request.header("traceparent").unwrap().starts_with(&format!("00-{TRACE_ID}-")));
+}
+
+#[tokio::test]
+async fn nothing_that_the_caller_sends_as_a_header_reaches_the_backend() {
+    let app = TestApp::spawn().await;
+    for era in Era::ALL {
+        app.stand_ins.backend.forget_requests();
+        let call =
+            app.request(era, "tools/call", json!({ "name": "get_user_profile", "arguments": { "user_id": "42" } }));
+        let call = ["authorization", "cookie", "x-forwarded-for", "x-request-id", "baggage", "proxy-authorization"]
+            .into_iter()
+            .fold(call, |call, name| call.header(name, "Bearer canary-of-the-caller"));
+        assert_eq!(call.send().await.unwrap().status(), 200);
+        let requests = app.backend_requests();
+        assert_headers_alone(&requests[0]);
+        assert!(!format!("{requests:?}").contains("canary-of-the-caller"));
+    }
+}
+
+#[tokio::test]
+async fn answers_of_calls_at_the_same_time_are_not_mixed_up() {
+    let app = TestApp::spawn().await;
+    let calls = (1..=100).map(|id: u32| {
+        let (app, era) = (&app, Era::ALL[id as usize % 2]);
+        async move {
+            let user = app.call(era, "get_user_profile", json!({ "user_id": id.to_string() })).await;
+            assert_eq!(user.structured()["id"], id.to_string());
+        }
+    });
+    futures_util::future::join_all(calls).await;
+    assert_eq!(app.stand_ins.entra.token_request_count().get(), 1);
 }
 
 #[tokio::test]
