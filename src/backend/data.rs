@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use url::form_urlencoded;
 
 use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
@@ -34,7 +35,9 @@ impl BackendClient {
         url.set_query(Some(&format!("limit={}", query.limit)));
         if let Some(filters) = &query.filters {
             let filters = serde_json::to_string(filters).unwrap_or_default();
-            url.query_pairs_mut().append_pair("filters", &filters);
+            // As a form would be, but with `%20` for a space: every decoder reads that, and not every one reads `+`.
+            let filters = form_urlencoded::byte_serialize(filters.as_bytes()).collect::<String>().replace('+', "%20");
+            url.set_query(Some(&format!("limit={}&filters={filters}", query.limit)));
         }
         self.send(call, Outgoing::read(Route::Query, url)).await
     }

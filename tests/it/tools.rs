@@ -41,8 +41,8 @@ async fn each_tool_asks_the_backend_for_exactly_what_it_was_asked() {
         ),
         (
             "query_data",
-            json!({ "dataset": "sales", "filters": { "product": "a&b=c#d" } }),
-            "GET /query/sales?limit=100&filters=%7B%22product%22%3A%22a%26b%3Dc%23d%22%7D",
+            json!({ "dataset": "sales", "filters": { "product": "a&b=c#d +é" } }),
+            "GET /query/sales?limit=100&filters=%7B%22product%22%3A%22a%26b%3Dc%23d%20%2B%C3%A9%22%7D",
             None,
         ),
         (
