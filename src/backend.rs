@@ -148,6 +148,8 @@ struct Write {
     key: String,
     /// Set when the connection first asks for the body: until then not a byte has left.
     sent: Arc<AtomicBool>,
+    /// Set when an attempt may have been applied. What later attempts come to does not change that.
+    doubtful: AtomicBool,
 }
 
 impl BackendClient {
@@ -397,7 +399,10 @@ impl BackendClient {
     fn fail(&self, request: &Outgoing, failure: Failure) -> BackendError {
         let path = request.url.path();
         let path = path.strip_prefix(self.base_url.path().trim_end_matches('/')).unwrap_or(path).to_owned();
-        let unknown = |write: &&Write| write.sent.load(Relaxed) && failure.may_have_been_applied();
+        let unknown = |write: &&Write| {
+            let doubtful = write.sent.load(Relaxed) && failure.may_have_been_applied();
+            write.doubtful.fetch_or(doubtful, Relaxed) || doubtful
+        };
         let unknown_write = request.write.as_ref().filter(unknown).map(|write| write.key.clone());
         BackendError { failure, path, write: request.write.is_some(), unknown_write }
     }
@@ -409,7 +414,12 @@ impl Outgoing {
     }
 
     fn write(route: Route, url: Url, body: Bytes) -> Self {
-        let write = Write { body, key: uuid::Uuid::new_v4().to_string(), sent: Arc::default() };
+        let write = Write {
+            body,
+            key: uuid::Uuid::new_v4().to_string(),
+            sent: Arc::default(),
+            doubtful: AtomicBool::default(),
+        };
         Self { route, url, write: Some(write) }
     }
 }

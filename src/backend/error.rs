@@ -86,7 +86,7 @@ impl From<serde_json::Error> for FormError {
 
 impl Failure {
     /// Whether a request that failed like this, once sent, may have taken effect.
-    pub(super) fn may_have_been_applied(&self) -> bool {
+    pub(crate) fn may_have_been_applied(&self) -> bool {
         match self {
             Self::Interrupted(_) | Self::Unreadable(_) | Self::TooLarge(_) | Self::Timeout(_) => true,
             Self::Status { status, .. } => {

@@ -56,8 +56,8 @@ pub(super) fn out_of_time(write: bool) -> Problem {
 }
 
 fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
-    let (code, mut message, retryable) = match &error.failure {
-        Failure::Identity(identity) => return no_token(error, identity),
+    let (code, message, retryable) = match &error.failure {
+        Failure::Identity(identity) => return with_doubt(no_token(error, identity), error),
         Failure::Unauthorized => (
             ErrorCode::AuthenticationError,
             "The backend does not accept the MCP server's token, not even a new one. Its operators have to mend that: the token's \
@@ -110,21 +110,12 @@ fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
         ),
         Failure::Unhealthy => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
     };
-    let unknown = error.unknown_write.is_some();
-    if let Some(key) = &error.unknown_write {
-        let timeout = matches!(error.failure, Failure::Timeout(_));
-        message = format!(
-            "The backend {} after the ticket was sent to it, so the ticket may have been created. Look for it with `list_tickets` before \
-             you call again, or it may be there twice. The backend's operators can find the attempt under its Idempotency-Key {key}.",
-            if timeout { "gave no answer in time".to_owned() } else { error.failure.to_string() },
-        );
-    }
     let status = match &error.failure {
         Failure::Status { status, .. } => Some(status.as_u16()),
         Failure::Unauthorized => Some(401),
         _ => None,
     };
-    Problem {
+    let problem = Problem {
         error: code,
         message,
         details: Box::new(Details {
@@ -134,14 +125,32 @@ fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
                 Failure::Timeout(timeout) => Some(timeout.as_secs_f64()),
                 _ => None,
             },
-            outcome: unknown.then_some("unknown"),
-            idempotency_key: error.unknown_write.clone(),
-            retryable: retryable && !unknown,
+            retryable,
             retry_after_seconds: error.retry_after(),
             cause: Some(chain(error)),
             ..Details::default()
         }),
-    }
+    };
+    with_doubt(problem, error)
+}
+
+/// Of a write that may have happened, that is what the caller has to know before all else.
+fn with_doubt(mut problem: Problem, error: &BackendError) -> Problem {
+    let Some(key) = &error.unknown_write else { return problem };
+    let what = match &error.failure {
+        Failure::Timeout(_) => "gave no answer in time".to_owned(),
+        failure if failure.may_have_been_applied() => failure.to_string(),
+        // The last attempt surely did nothing; it was an earlier one that may have.
+        _ => "gave no clear answer".to_owned(),
+    };
+    problem.message = format!(
+        "The backend {what} after the ticket was sent to it, so the ticket may have been created. Look for it with `list_tickets` before \
+         you call again, or it may be there twice. The backend's operators can find the attempt under its Idempotency-Key {key}.",
+    );
+    problem.details.outcome = Some("unknown");
+    problem.details.idempotency_key = Some(key.clone());
+    problem.details.retryable = false;
+    problem
 }
 
 fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (ErrorCode, String, bool) {
