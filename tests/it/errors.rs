@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use mcp_server::demo::backend::{BackendOptions, RecordedRequest, StandInBackend};
 use mcp_server::demo::fault::FaultRule;
+use mcp_server::settings::BackendSettings;
 use serde_json::{Value, json};
 
 use crate::support::calls::{TRACE_ID, is_uuid};
@@ -65,8 +66,19 @@ fn status(code: u16) -> FaultRule {
     FaultRule::status(code).body(json!({ "title": CANARY, "detail": CANARY, "status": code }).to_string())
 }
 
+/// A server that goes on asking a backend that goes on failing, so that each row stands for itself.
 async fn app() -> TestApp {
-    TestApp::spawn_with(|settings| settings.backend.max_response_bytes = CAP).await
+    app_with(|_| {}).await
+}
+
+async fn app_with(change: impl FnOnce(&mut BackendSettings)) -> TestApp {
+    TestApp::spawn_with(|settings| {
+        settings.backend.max_response_bytes = CAP;
+        settings.backend.circuit_breaker = false;
+        settings.backend.retry_floor = 1_000;
+        change(&mut settings.backend);
+    })
+    .await
 }
 
 async fn read(app: &TestApp, era: Era) -> (CallResult, Vec<RecordedRequest>) {
@@ -217,8 +229,28 @@ async fn a_backend_that_is_down_gets_nothing_and_is_reported_as_such() {
 }
 
 #[tokio::test]
-async fn a_short_failure_is_not_noticed_by_the_caller() {
+async fn a_backend_that_keeps_failing_is_left_in_peace() {
     let app = TestApp::spawn().await;
+    app.stand_ins.backend.set_fault([status(500)]);
+    for _ in 0..8 {
+        assert_eq!(read(&app, Era::Modern).await.1.len(), 1);
+    }
+    let left_in_peace = |path: &str| {
+        object(
+            "SERVICE_ERROR",
+            "The backend has been failing and is being left in peace; nothing was sent to it. Call again after `retry_after_seconds`, and if that goes on, tell the operators.",
+            &format!(r#""path":"{path}","retryable":true,"retry_after_seconds":1"#),
+        )
+    };
+    let (result, requests) = read(&app, Era::Modern).await;
+    assert_eq!((result.text(), requests.len()), (left_in_peace("/users/42").as_str(), 0));
+    let (result, requests) = create(&app, Era::Modern, "x").await;
+    assert_eq!((result.text(), requests.len()), (left_in_peace("/tickets").as_str(), 0));
+}
+
+#[tokio::test]
+async fn a_short_failure_is_not_noticed_by_the_caller() {
+    let app = app().await;
     for fault in [
         FaultRule::status(408),
         FaultRule::status(429),
@@ -242,6 +274,53 @@ async fn a_short_failure_is_not_noticed_by_the_caller() {
     assert_eq!(requests.len(), 3);
     key(&requests);
     assert_eq!(tickets_with_title(&app, "throttled").await, 1);
+}
+
+#[tokio::test]
+async fn a_write_is_repeated_under_its_key_where_the_backend_tells_repetitions_apart() {
+    let app = app_with(|backend| backend.idempotent_creates = true).await;
+    for fault in [FaultRule::close_before_head(), FaultRule::close_mid_body(), status(502), status(503), status(504)] {
+        for era in Era::ALL {
+            let title = format!("{era:?} {fault:?}").chars().take(200).collect::<String>();
+            app.stand_ins.backend.set_fault([fault.clone().times(2)]);
+            let (result, requests) = create(&app, era, &title).await;
+            result.structured();
+            assert_eq!(requests.len(), 3);
+            key(&requests);
+            assert_eq!(tickets_with_title(&app, &title).await, 1, "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_fate_stays_so_when_its_repetition_is_refused() {
+    let app = app_with(|backend| backend.idempotent_creates = true).await;
+    for second in [status(429).header("retry-after", "3600"), status(400), status(403), status(409)] {
+        app.stand_ins.backend.set_fault([FaultRule::close_before_head().times(1), second.clone()]);
+        let (result, requests) = create(&app, Era::Modern, "twice").await;
+        let error = result.error();
+        assert_eq!(error["details"]["outcome"], "unknown", "{second:?}: {error}");
+        assert_eq!(error["details"]["idempotency_key"], key(&requests));
+        assert_eq!(error["details"]["retryable"], false);
+        assert!(error["message"].as_str().unwrap().contains("list_tickets"));
+        assert_eq!(requests.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_fate_stays_so_when_the_breaker_keeps_its_repetition_back() {
+    let app = app_with(|backend| {
+        backend.idempotent_creates = true;
+        backend.circuit_breaker = true;
+    })
+    .await;
+    app.stand_ins.backend.set_fault([status(500).times(7), FaultRule::close_before_head()]);
+    for _ in 0..7 {
+        read(&app, Era::Modern).await.0.error();
+    }
+    let (result, requests) = create(&app, Era::Modern, "kept back").await;
+    assert_eq!(requests.len(), 1);
+    assert_eq!(result.error()["details"]["outcome"], "unknown", "{result:?}");
 }
 
 #[tokio::test]
@@ -270,7 +349,7 @@ async fn the_backends_wish_to_wait_until_a_date_is_passed_on_as_seconds() {
 
 #[tokio::test]
 async fn a_backend_that_hangs_ends_in_a_timeout_error_at_the_deadline() {
-    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(300)).await;
+    let app = app_with(|backend| backend.timeout = Duration::from_millis(300)).await;
     app.until_ready().await;
     let read_expected = object(
         "TIMEOUT_ERROR",
