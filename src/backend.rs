@@ -40,7 +40,7 @@ pub use users::{User, UserPage};
 use crate::identity::{BearerToken, TokenSource};
 use crate::settings::BackendSettings;
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
-use crate::telemetry::trace::TraceContext;
+use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace};
 use retry::Attempts;
 
 /// A connection that takes longer than this counts as not to be had.
@@ -100,7 +100,7 @@ impl Route {
 pub struct Call {
     deadline: Instant,
     timeout: Duration,
-    trace: TraceContext,
+    trace: Trace,
     attempts: AtomicU32,
     status: AtomicU16,
 }
@@ -194,7 +194,7 @@ impl BackendClient {
     }
 
     /// Starts the clock of one tool call.
-    pub fn begin_call(&self, trace: TraceContext) -> Call {
+    pub fn begin_call(&self, trace: Trace) -> Call {
         Call {
             deadline: Instant::now() + self.timeout,
             timeout: self.timeout,
@@ -215,7 +215,7 @@ impl BackendClient {
             status: String,
         }
         // Past the breaker and the permits: a probe of our own must see the backend, not our opinion of it.
-        let call = self.begin_call(TraceContext::begin());
+        let call = self.begin_call(Trace::begin());
         let request = Outgoing::read(Route::Health, self.url(&["health"]));
         let token = self.token(&call, &request).await?;
         let body = self.exchange(&call, &request, &token).await?;
@@ -246,10 +246,13 @@ impl BackendClient {
     /// Attempts, with pauses between them, until there is an answer or none can be hoped for.
     async fn repeat(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
         let mut attempts = Attempts::new(self.max_attempts);
+        let mut earlier = None;
         self.budget.deposit();
         loop {
             let error = match self.attempt_with_token(call, request).await {
                 Ok(body) => return Ok(body),
+                // The repetition was not even sent: what the backend did say tells more.
+                Err(error) if error.was_turned_away() => return Err(earlier.unwrap_or(error)),
                 Err(error) => error,
             };
             let Some(setback) = error.setback() else { return Err(error) };
@@ -266,6 +269,7 @@ impl BackendClient {
             self.metrics.retried(setback.reason());
             debug!(reason = %error, wait_ms = wait.as_millis(), "asking the backend again after {} ms", wait.as_millis());
             tokio::time::sleep(wait).await;
+            earlier = Some(error);
         }
     }
 
@@ -326,7 +330,10 @@ impl BackendClient {
         call.attempts.fetch_add(1, Relaxed);
         let mut headers = self.headers.clone();
         headers.insert(header::AUTHORIZATION, token.authorization().clone());
-        headers.insert("traceparent", call.trace.child().header());
+        headers.insert(TRACEPARENT, call.trace.context.child().header());
+        if let Some(state) = &call.trace.state {
+            headers.insert(TRACESTATE, state.clone());
+        }
         let method = if request.write.is_some() { Method::POST } else { Method::GET };
         let mut outgoing = Request::new(method, request.url.clone());
         if let Some(write) = &request.write {

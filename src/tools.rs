@@ -254,15 +254,15 @@ impl ToolServer {
     fn ending(&self, entry: &Entry, context: &RequestContext<RoleServer>) -> Ending {
         let parts = context.extensions.get::<http::request::Parts>();
         let trace = parts.and_then(|parts| parts.extensions.get::<RequestTrace>().cloned());
-        let trace = trace.unwrap_or_else(|| RequestTrace::new(None));
+        let trace = trace.unwrap_or_else(|| RequestTrace::new(&http::HeaderMap::new()));
         if let Some(traceparent) = context.meta.get_traceparent() {
-            trace.adopt(traceparent);
+            trace.adopt(traceparent, context.meta.get_tracestate());
         }
         Ending {
             shared: Arc::clone(&self.shared),
             tool: entry.index,
             name: entry.definition.name.clone(),
-            call: Arc::new(self.shared.backend.begin_call(trace.context())),
+            call: Arc::new(self.shared.backend.begin_call(trace.trace().clone())),
             caller: parts.and_then(|parts| parts.extensions.get::<Caller>().copied()),
             trace,
             started: Instant::now(),
@@ -418,4 +418,82 @@ fn find(name: &str) -> Option<&'static Entry> {
 
 fn is_modern(context: &RequestContext<RoleServer>) -> bool {
     context.protocol_version().is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::identity::TokenSource;
+    use crate::settings::{BackendSettings, Credential, IdentitySettings};
+
+    /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
+    fn server() -> ToolServer {
+        let nowhere = |url: &str| url::Url::parse(url).unwrap();
+        let identity = IdentitySettings {
+            tenant_id: "contoso.example".to_owned(),
+            client_id: "66666666-7777-8888-9999-000000000000".to_owned(),
+            authority: nowhere("https://localhost:1"),
+            scopes: vec!["api://backend/.default".to_owned()],
+            credential: Credential::ClientSecret { secret: "secret".to_owned().into() },
+            extra_ca_pem: None,
+        };
+        let metrics = Arc::new(Metrics::new(&TOOL_NAMES, &crate::backend::Route::TEMPLATES));
+        let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
+        let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
+        let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
+        ToolServer::new(Arc::new(backend), metrics, 1, false, CancellationToken::new())
+    }
+
+    fn ending(server: &ToolServer) -> Ending {
+        let trace = RequestTrace::new(&http::HeaderMap::new());
+        Ending {
+            shared: Arc::clone(&server.shared),
+            tool: 0,
+            name: "create_ticket".into(),
+            call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
+            caller: None,
+            trace,
+            started: Instant::now(),
+            recorded: false,
+        }
+    }
+
+    fn error_of(result: &CallToolResult) -> Value {
+        assert_eq!((result.is_error, &result.structured_content), (Some(true), &None));
+        let text = serde_json::to_value(&result.content).unwrap();
+        serde_json::from_str(text[0]["text"].as_str().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_tool_is_our_fault_and_says_so() {
+        let panics = entry::<users::ListUsers>(3);
+        let panics =
+            Entry { run: |_, _, _, _| Box::pin(async { panic!("a bug, with a secret in its message") }), ..panics };
+        let server = server();
+        let ending = ending(&server);
+        let trace_id = ending.trace.context().trace_id().to_string();
+        let result = server.clone().execute(Box::leak(Box::new(panics)), ending, JsonObject::new()).await;
+        let error = error_of(&result);
+        assert_eq!(error["error"], "INTERNAL_ERROR");
+        assert_eq!(error["details"], json!({ "retryable": false, "trace_id": trace_id }));
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert!(server.shared.metrics.encode().unwrap().contains("mcp_server_panics_total 1"));
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_is_full_refuses_at_once() {
+        let server = server();
+        let _only_seat = server.shared.room[0].try_acquire().unwrap();
+        let result = server.clone().execute(&TOOLS[0], ending(&server), JsonObject::new()).await;
+        let error = error_of(&result);
+        assert_eq!(error["error"], "SERVICE_ERROR");
+        assert_eq!(
+            (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
+            (&json!(true), &json!(1))
+        );
+    }
 }

@@ -35,11 +35,10 @@ use crate::auth::Caller;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, Shed};
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
 
 /// Where clients find the protocol that we speak.
 const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-07-28";
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The HTTP side of the server.
 pub struct Web {
@@ -99,7 +98,7 @@ impl Web {
 
     /// The way of one request on the main listener.
     async fn answer(&self, mut request: Request, peer: SocketAddr) -> Response {
-        let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
+        let trace = RequestTrace::new(request.headers());
         request.extensions_mut().insert(trace.clone());
         request.extensions_mut().insert(Caller::unauthenticated(peer));
         let answer = self.main.clone().oneshot(request).instrument(trace.span().clone());

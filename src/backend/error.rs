@@ -148,6 +148,11 @@ impl BackendError {
         }
     }
 
+    /// Whether we kept the request from the backend ourselves.
+    pub(super) fn was_turned_away(&self) -> bool {
+        matches!(self.failure, Failure::Busy | Failure::CircuitOpen(_))
+    }
+
     /// When the backend wants to be asked again.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.failure {

@@ -6,8 +6,15 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
+
+/// The header, and the key of `params._meta`, that names the trace and its parent.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The header, and the key of `params._meta`, that tracing systems pass along for themselves.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// The specification asks to pass at least so many characters on; longer ones are dropped.
+const LONGEST_TRACESTATE: usize = 512;
 
 /// A W3C trace context, version 00: <https://www.w3.org/TR/trace-context/>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +92,33 @@ fn write_hex(digits: &mut [u8], mut number: u128) {
     }
 }
 
+/// What is passed on to the next hop: the context, and the vendors' state that came with it.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Trace and parent.
+    pub context: TraceContext,
+    /// `tracestate`, unread; it belongs to its `traceparent` and goes where that goes.
+    pub state: Option<HeaderValue>,
+}
+
+impl Trace {
+    /// Begins a trace of our own.
+    pub fn begin() -> Self {
+        Self { context: TraceContext::begin(), state: None }
+    }
+
+    fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
+        let context = TraceContext::parse(traceparent)?;
+        let printable = |state: &&str| {
+            !state.is_empty()
+                && state.len() <= LONGEST_TRACESTATE
+                && state.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        };
+        let state = tracestate.filter(printable).and_then(|state| HeaderValue::from_str(state).ok());
+        Some(Self { context, state })
+    }
+}
+
 /// Displays as 32 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(u128);
@@ -109,35 +143,40 @@ pub struct RequestTrace(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    from_header: TraceContext,
-    from_meta: OnceLock<TraceContext>,
+    from_header: Trace,
+    from_meta: OnceLock<Trace>,
     span: Span,
 }
 
 impl RequestTrace {
-    /// Takes the request's `traceparent` header, or begins a trace.
-    pub fn new(traceparent: Option<&HeaderValue>) -> Self {
-        let context = traceparent
-            .and_then(|value| value.to_str().ok())
-            .and_then(TraceContext::parse)
-            .unwrap_or_else(TraceContext::begin);
+    /// Takes the request's trace headers, or begins a trace.
+    pub fn new(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let trace = text(TRACEPARENT).and_then(|parent| Trace::parse(parent, text(TRACESTATE)));
+        let trace = trace.unwrap_or_else(Trace::begin);
         // At ERROR, so that no filter can switch it off: every line of this request takes its trace id from here.
-        let span = tracing::error_span!("request", trace_id = %context.trace_id());
-        Self(Arc::new(Shared { from_header: context, from_meta: OnceLock::new(), span }))
+        let span = tracing::error_span!("request", trace_id = %trace.context.trace_id());
+        Self(Arc::new(Shared { from_header: trace, from_meta: OnceLock::new(), span }))
     }
 
     /// `params._meta.traceparent` wins over the header (SEP-414); one that is malformed is dropped.
-    pub fn adopt(&self, traceparent: &str) {
-        if let Some(context) = TraceContext::parse(traceparent)
-            && self.0.from_meta.set(context).is_ok()
-        {
-            self.0.span.record("trace_id", tracing::field::display(context.trace_id()));
+    pub fn adopt(&self, traceparent: &str, tracestate: Option<&str>) {
+        if let Some(trace) = Trace::parse(traceparent, tracestate) {
+            let trace_id = trace.context.trace_id();
+            if self.0.from_meta.set(trace).is_ok() {
+                self.0.span.record("trace_id", tracing::field::display(trace_id));
+            }
         }
     }
 
-    /// The context that holds now.
+    /// The trace that holds now.
+    pub fn trace(&self) -> &Trace {
+        self.0.from_meta.get().unwrap_or(&self.0.from_header)
+    }
+
+    /// Its context.
     pub fn context(&self) -> TraceContext {
-        self.0.from_meta.get().copied().unwrap_or(self.0.from_header)
+        self.trace().context
     }
 
     /// The span that gives its trace id to every log line written inside it.
@@ -182,12 +221,25 @@ mod tests {
 
     #[test]
     fn the_body_wins_over_the_header_once() {
-        let trace = RequestTrace::new(Some(&HeaderValue::from_static(VALID)));
-        trace.adopt("nonsense");
+        let trace = RequestTrace::new(&HeaderMap::from_iter([(TRACEPARENT, HeaderValue::from_static(VALID))]));
+        trace.adopt("nonsense", None);
         assert_eq!(trace.context().header(), VALID);
         let meta = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-        trace.adopt(meta);
-        trace.adopt(VALID);
+        trace.adopt(meta, Some("vendor=1"));
+        trace.adopt(VALID, None);
         assert_eq!(trace.context().header(), meta);
+        assert_eq!(trace.trace().state.as_ref().unwrap(), "vendor=1");
+    }
+
+    #[test]
+    fn a_tracestate_goes_with_its_traceparent_or_not_at_all() {
+        let state = |parent: &'static str, state: &str| {
+            let headers =
+                [(TRACEPARENT, HeaderValue::from_static(parent)), (TRACESTATE, HeaderValue::from_str(state).unwrap())];
+            RequestTrace::new(&HeaderMap::from_iter(headers)).trace().state.clone()
+        };
+        assert_eq!(state(VALID, "a=1,b=2").unwrap(), "a=1,b=2");
+        assert_eq!(state("malformed", "a=1"), None);
+        assert_eq!(state(VALID, &"x".repeat(LONGEST_TRACESTATE + 1)), None);
     }
 }
