@@ -13,6 +13,7 @@ mod support;
 
 mod cancellation;
 mod errors;
+mod identity;
 mod protocol;
 mod smoke;
 mod tools;

@@ -1,8 +1,10 @@
 //! The server under test with its stand-ins, and a small MCP client that speaks both eras.
 
 pub mod calls;
+pub mod process;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_server::app::{App, AppError};
@@ -33,7 +35,7 @@ impl Era {
 
 /// The server, running in this process through the same code as the binary, against stand-ins of its own.
 pub struct TestApp {
-    pub stand_ins: StandIns,
+    pub stand_ins: Arc<StandIns>,
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
     pub http: reqwest::Client,
@@ -54,8 +56,9 @@ impl TestApp {
         Self::spawn_against(stand_ins, change).await
     }
 
-    /// The same with stand-ins that were prepared beforehand.
-    pub async fn spawn_against(stand_ins: StandIns, change: impl FnOnce(&mut Settings)) -> Self {
+    /// The same with stand-ins that were prepared beforehand, and may serve several servers.
+    pub async fn spawn_against(stand_ins: impl Into<Arc<StandIns>>, change: impl FnOnce(&mut Settings)) -> Self {
+        let stand_ins = stand_ins.into();
         let mut settings = settings(stand_ins.identity_settings(), &stand_ins);
         change(&mut settings);
         let app = App::bind(&settings).unwrap();
