@@ -12,9 +12,11 @@
 mod support;
 
 mod cancellation;
+mod cli;
 mod errors;
 mod identity;
 mod protocol;
+mod settings;
 mod smoke;
 mod tools;
 mod tools_paths;
