@@ -118,7 +118,11 @@ impl Web {
 
     /// The way of one request on the management listener.
     async fn answer_management(&self, request: Request) -> Response {
-        self.management.clone().oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
+        let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
+        let answer = self.management.clone().oneshot(request);
+        let mut response = answer.await.unwrap_or_else(|never: Infallible| match never {});
+        problem::speak_plainly(&mut response, &trace).await;
+        response
     }
 
     /// The answer on a connection that was only let in to ask for our health.
@@ -126,7 +130,11 @@ impl Web {
         let mut response = if request.uri().path().starts_with("/health/") {
             self.answer(request, peer).await
         } else {
-            problem::overloaded("The server has no room for another connection.")
+            let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
+            let mut response = problem::overloaded("The server has no room for another connection.");
+            problem::speak_plainly(&mut response, &trace).await;
+            response.headers_mut().insert(TRACEPARENT, trace.context().header());
+            response
         };
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
