@@ -169,7 +169,7 @@ impl Connection {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // hyper's one timer covers the idle time and the head together; `PatientIo` is stricter with the head.
+            // hyper's one timer covers the idle time and the head together; `PatientIo` is stricter with each.
             .header_read_timeout(self.limits.idle_timeout + self.limits.head_timeout)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD_BYTES)
@@ -208,14 +208,15 @@ impl Phase {
     }
 }
 
-/// A stream that gives up on a head that takes too long, and on a reader that takes nothing.
+/// A stream that gives up on a head that takes too long, on a client that asks nothing more, and on a reader that takes nothing.
 struct PatientIo {
     stream: TcpStream,
     phase: Arc<Phase>,
     head_timeout: Duration,
-    stall_timeout: Duration,
-    /// Runs while a head is expected, or while a write makes no progress.
+    idle_timeout: Duration,
+    /// Runs while a head is expected, while the connection idles, or while a write makes no progress.
     alarm: Pin<Box<Sleep>>,
+    idling: bool,
     writing: bool,
 }
 
@@ -225,8 +226,9 @@ impl PatientIo {
             stream,
             phase,
             head_timeout: limits.head_timeout,
-            stall_timeout: limits.idle_timeout,
+            idle_timeout: limits.idle_timeout,
             alarm: Box::pin(tokio::time::sleep(limits.head_timeout)),
+            idling: false,
             writing: false,
         }
     }
@@ -239,11 +241,13 @@ impl PatientIo {
     fn wrote<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.writing = false;
+            // The answer is still on its way: idling begins after it.
+            self.idling = false;
             return written;
         }
         if !self.writing {
             self.writing = true;
-            self.set_alarm(self.stall_timeout);
+            self.set_alarm(self.idle_timeout);
         }
         ready!(self.alarm.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -261,16 +265,22 @@ impl AsyncRead for PatientIo {
         if read.is_ready() {
             if self.phase.is(Phase::IDLE) && buffer.filled().len() > before {
                 self.phase.enter(Phase::HEAD);
+                self.idling = false;
                 let head_timeout = self.head_timeout;
                 self.set_alarm(head_timeout);
             }
             return read;
         }
-        if self.phase.is(Phase::HEAD) {
-            ready!(self.alarm.as_mut().poll(context));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if self.phase.is(Phase::ANSWERING) {
+            return Poll::Pending;
         }
-        Poll::Pending
+        if self.phase.is(Phase::IDLE) && !self.idling {
+            self.idling = true;
+            let idle_timeout = self.idle_timeout;
+            self.set_alarm(idle_timeout);
+        }
+        ready!(self.alarm.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
