@@ -83,14 +83,15 @@ impl<W: std::io::Write> std::io::Write for Collected<W> {
 }
 
 /// What libraries may say at most. rmcp prints whole arguments and results at DEBUG and lets any client cause warnings; the
-/// Azure SDK's and hyper's lower levels print requests. ANDed with `LOG_LEVEL`, so no directive can lift it.
+/// Azure SDK repeats at INFO each failed exchange that `identity` reports; its and hyper's lower levels print requests. ANDed
+/// with `LOG_LEVEL`, so no directive can lift it.
 fn fit_to_print(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let cap = if target.starts_with("mcp_server") {
         return true;
     } else if target.starts_with("rmcp::service") {
         LevelFilter::ERROR
-    } else if target.starts_with("rmcp") {
+    } else if target.starts_with("rmcp") || target.starts_with("typespec_client_core") {
         LevelFilter::WARN
     } else {
         LevelFilter::INFO
@@ -434,6 +435,7 @@ mod tests {
         let lines = lines_of(|| {
             tracing::debug!(target: "rmcp::handler", "arguments");
             tracing::warn!(target: "rmcp::service", "response error");
+            tracing::info!(target: "typespec_client_core::http", "failed response");
             tracing::debug!(target: "hyper::proto", "headers");
             tracing::debug!(target: "mcp_server::tools", "ours");
         });
