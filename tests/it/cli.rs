@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mcp_server::demo::{DemoOptions, StandIns};
 use serde_json::Value;
 
 use crate::support::process::{Program, Running, parsed};
@@ -46,12 +47,15 @@ async fn bad_usage_is_a_complaint_on_stderr() {
 async fn a_port_that_is_taken_ends_the_start_with_the_variable_that_chooses_another() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let number = taken.local_addr().unwrap().port().to_string();
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     for variable in ["PORT", "METRICS_PORT"] {
-        let finished = Program::demo(&[]).env(variable, &number).run().await;
-        assert_eq!(finished.code, Some(1), "{finished:#?}");
-        let said = finished.stderr.join("\n") + &finished.stdout.join("\n");
-        for told in [format!("127.0.0.1:{number}"), format!("; {variable} chooses another")] {
-            assert!(said.contains(&told), "{told}: {finished:#?}");
+        for program in [Program::demo(&[]), Program::serve(&stand_ins)] {
+            let finished = program.env(variable, &number).run().await;
+            assert_eq!(finished.code, Some(1), "{finished:#?}");
+            let said = finished.stderr.join("\n") + &finished.stdout.join("\n");
+            for told in [format!("127.0.0.1:{number}"), format!("; {variable} chooses another")] {
+                assert!(said.contains(&told), "{told}: {finished:#?}");
+            }
         }
     }
 }
@@ -123,6 +127,8 @@ async fn the_demo_makes_its_call_shows_how_to_make_more_and_stays_on_loopback() 
     assert_eq!(answer["result"]["structuredContent"]["items"].as_array().map(Vec::len), Some(3), "{answer}");
 
     assert_eq!(addresses_listened_on(demo.id()), BTreeSet::from(["0100007F".to_owned()]));
+    demo.signal("INT");
+    assert_eq!(demo.ended().await.code, Some(0));
 }
 
 /// The addresses of the process's listening sockets, as Linux writes them.

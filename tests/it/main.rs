@@ -11,10 +11,15 @@
 
 mod support;
 
+mod architecture;
 mod cancellation;
 mod cli;
+mod connections;
 mod errors;
 mod identity;
+mod lifecycle;
+mod logs;
+mod metrics;
 mod protocol;
 mod settings;
 mod smoke;

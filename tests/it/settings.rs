@@ -108,7 +108,8 @@ async fn what_is_legal_but_unwise_is_warned_of_once_at_the_start() {
     .await;
     let log = finished.log();
     let warnings = warnings(&log);
-    for beginning in ["AZURE_SCOPES is ", "ALLOWED_HOSTS is ", "BACKEND_API_URL is ", "AZURE_FEDERATED_TOKEN_FILE is "] {
+    for beginning in ["AZURE_SCOPES is ", "ALLOWED_HOSTS is ", "BACKEND_API_URL is ", "AZURE_FEDERATED_TOKEN_FILE is "]
+    {
         assert_eq!(warnings.iter().filter(|text| text.starts_with(beginning)).count(), 1, "{warnings:#?}");
     }
     assert_eq!(warnings.len(), 4, "{warnings:#?}");
@@ -152,8 +153,7 @@ async fn the_credential_follows_the_token_file_and_is_told_once() {
 #[tokio::test]
 async fn without_any_credential_the_settings_are_refused_with_what_each_would_need() {
     for file in ["", "/nowhere/token"] {
-        let finished =
-            offline().without("AZURE_CLIENT_SECRET").env("AZURE_FEDERATED_TOKEN_FILE", file).run().await;
+        let finished = offline().without("AZURE_CLIENT_SECRET").env("AZURE_FEDERATED_TOKEN_FILE", file).run().await;
         assert_eq!((finished.code, finished.stdout.len()), (Some(78), 0), "{finished:#?}");
         let stderr = finished.stderr.join("\n");
         assert!(stderr.contains("AZURE_FEDERATED_TOKEN_FILE") && stderr.contains("AZURE_CLIENT_SECRET"), "{stderr}");
@@ -171,6 +171,20 @@ async fn a_private_authority_is_trusted_through_ssl_cert_file_and_only_then() {
     let failure = parsed(&distrusting.stdout.line("calls to the backend fail").await);
     assert_eq!((&failure["level"], &failure["error.class"]), (&"ERROR".into(), &"tls".into()), "{failure}");
     assert!(failure["message"].as_str().unwrap().contains("SSL_CERT_FILE"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_for_the_way_to_entra_only() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let nobody = "http://127.0.0.1:1";
+    let proxied = |variable: &str| Program::serve(&stand_ins).env(variable, nobody);
+    for program in [proxied("HTTP_PROXY"), proxied("http_proxy"), proxied("HTTPS_PROXY").env("NO_PROXY", "localhost")] {
+        program.start().client().await.until_ready().await;
+    }
+    let lost = proxied("HTTPS_PROXY").start();
+    let failure = parsed(&lost.stdout.line("calls to the backend fail").await);
+    assert!(failure["message"].as_str().unwrap().contains("HTTPS_PROXY"), "{failure}");
+    assert_eq!(stand_ins.entra.token_request_count().get(), 3);
 }
 
 #[test]
@@ -207,7 +221,11 @@ fn the_example_file_lists_exactly_the_variables_that_exist() {
             format!("{mark}{}={}", variable.name, variable.default.unwrap_or_default())
         })
         .collect();
-    assert!(found == right, ".env.example differs from `settings::VARIABLES`; its settings should be:\n\n{}\n", right.join("\n"));
+    assert!(
+        found == right,
+        ".env.example differs from `settings::VARIABLES`; its settings should be:\n\n{}\n",
+        right.join("\n")
+    );
 }
 
 fn is_setting(line: &str) -> bool {

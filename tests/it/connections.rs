@@ -1,0 +1,174 @@
+//! Connections that misbehave: the silent, the slow, the long-winded, and too many of them.
+
+use std::time::{Duration, Instant};
+
+use mcp_server::settings::WebSettings;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{Era, TestApp, message};
+
+const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+async fn app_with(change: impl FnOnce(&mut WebSettings)) -> TestApp {
+    TestApp::spawn_with(|settings| change(&mut settings.web)).await
+}
+
+/// A connection without a client library in between.
+struct Wire(TcpStream);
+
+impl Wire {
+    async fn to(app: &TestApp) -> Self {
+        Self(TcpStream::connect(app.address).await.unwrap())
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Reads one answer, which must have a `Content-Length`: its status, head and body.
+    async fn answer(&mut self) -> (u16, String, String) {
+        let mut text = String::new();
+        loop {
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let head = head.to_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+                if body.len() == length.parse::<usize>().unwrap() {
+                    return (head[9..12].parse().unwrap(), head, body.to_owned());
+                }
+            }
+            let mut chunk = [0; 4_096];
+            let read = tokio::time::timeout(Duration::from_secs(10), self.0.read(&mut chunk)).await;
+            let read = read.expect("no answer").unwrap();
+            assert!(read > 0, "the connection ended after `{text}`");
+            text += std::str::from_utf8(&chunk[..read]).unwrap();
+        }
+    }
+
+    /// Waits until the other side ends the connection; anything it still says fails the test.
+    async fn closed(&mut self) -> Duration {
+        let begin = Instant::now();
+        let mut rest = Vec::new();
+        let reading = self.0.read_to_end(&mut rest);
+        // A reset is an end as well.
+        let _ = tokio::time::timeout(Duration::from_secs(10), reading).await.expect("the connection stays open");
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+        begin.elapsed()
+    }
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_half_a_head_is_cut_off() {
+    let app = app_with(|web| web.request_header_timeout = Duration::from_millis(300)).await;
+    for (before, half) in [("", ""), ("", "GET /health/live HT"), ("", &LIVE[..LIVE.len() - 2]), (LIVE, "GET /hea")] {
+        let mut wire = Wire::to(&app).await;
+        if !before.is_empty() {
+            wire.say(before).await;
+            assert_eq!(wire.answer().await.0, 200);
+        }
+        wire.say(half).await;
+        let took = wire.closed().await;
+        assert!((200..3_000).contains(&took.as_millis()), "`{half}` took {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_cut_off_all_the_same() {
+    let app = app_with(|web| web.request_header_timeout = Duration::from_millis(300)).await;
+    let mut wire = Wire::to(&app).await;
+    let begin = Instant::now();
+    let mut dripping = LIVE.bytes().cycle();
+    while wire.0.write_all(&[dripping.next().unwrap().max(b'a')]).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(begin.elapsed() < Duration::from_secs(3), "the connection stays open");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_for_its_time_and_then_closed() {
+    let app = app_with(|web| web.keep_alive_timeout = Duration::from_millis(700)).await;
+    let mut wire = Wire::to(&app).await;
+    for _ in 0..3 {
+        wire.say(LIVE).await;
+        assert_eq!(wire.answer().await.0, 200);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    wire.say(LIVE).await;
+    assert_eq!(wire.answer().await.0, 200);
+    let took = wire.closed().await;
+    assert!((600..3_000).contains(&took.as_millis()), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_never_arrives_ends_as_a_timeout() {
+    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(200)).await;
+    let mut wire = Wire::to(&app).await;
+    wire.say(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\nContent-Length: 1000\r\n\r\n{\"jsonrpc\":",
+    )
+    .await;
+    let (status, _, body) = wire.answer().await;
+    let error: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &error["error"]), (504, &json!("TIMEOUT_ERROR")), "{error}");
+    assert_eq!(error["details"]["trace_id"].as_str().map(str::len), Some(32), "{error}");
+    wire.closed().await;
+}
+
+#[tokio::test]
+async fn too_many_and_too_long_header_fields_are_refused_with_431() {
+    let app = TestApp::spawn().await;
+    let with_fields = |count| {
+        let fields: String = (1..count).map(|n| format!("X-{n}: x\r\n")).collect();
+        format!("GET /health/live HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
+    };
+    let with_bytes =
+        |count| format!("GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(count));
+    for (request, expected) in
+        [(with_fields(64), 200), (with_fields(65), 431), (with_bytes(8_000), 200), (with_bytes(17_000), 431)]
+    {
+        let mut wire = Wire::to(&app).await;
+        wire.say(&request).await;
+        assert_eq!(wire.answer().await.0, expected, "{} bytes", request.len());
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
+    let app = app_with(|web| web.max_connections = 4).await;
+    let mut crowd = Vec::new();
+    for _ in 0..4 {
+        let mut wire = Wire::to(&app).await;
+        wire.say(LIVE).await;
+        assert_eq!(wire.answer().await.0, 200);
+        crowd.push(wire);
+    }
+
+    for probe in ["/health/live", "/health/ready"] {
+        let mut wire = Wire::to(&app).await;
+        wire.say(&format!("GET {probe} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+        let (status, head, _) = wire.answer().await;
+        assert!(status == 200 || probe == "/health/ready", "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+        wire.closed().await;
+    }
+    let call = message(Era::Legacy, "tools/list", json!({})).to_string();
+    let mut wire = Wire::to(&app).await;
+    wire.say(&format!(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{call}",
+        call.len()
+    ))
+    .await;
+    let (status, head, body) = wire.answer().await;
+    assert_eq!(status, 503, "{head}");
+    assert!(head.contains("retry-after: 1") && head.contains("connection: close"), "{head}");
+    let error: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {head} {body}"));
+    assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
+    assert_eq!(error["details"]["status_code"], 503, "{error}");
+    assert_eq!(error["details"]["retryable"], true, "{error}");
+
+    drop(crowd);
+    app.until_ready().await;
+    crate::support::until(async || app.send(Era::Legacy, "tools/list", json!({})).await.status() == 200).await;
+}

@@ -1,0 +1,214 @@
+//! How the server comes and goes: what readiness says, and what a signal does to the real binary and the calls in it.
+
+use std::time::{Duration, Instant};
+
+use mcp_server::demo::fault::FaultRule;
+use mcp_server::demo::{DemoOptions, StandIns};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::support::process::{Client, Program, result_of};
+use crate::support::{CallResult, TestApp, until};
+
+async fn stand_ins() -> StandIns {
+    StandIns::start(DemoOptions::default()).await.unwrap()
+}
+
+/// Starts a call, and returns when the backend has it.
+async fn call_in_flight(stand_ins: &StandIns, client: &Client, tool: &str, arguments: Value) -> JoinHandle<CallResult> {
+    let seen = stand_ins.backend.requests().len();
+    let request = client.call(tool, arguments);
+    let call = tokio::spawn(async move { result_of(request.send().await.unwrap()).await });
+    until(async || stand_ins.backend.requests().iter().skip(seen).any(|request| request.target != "/health")).await;
+    call
+}
+
+fn user() -> Value {
+    json!({ "user_id": "42" })
+}
+
+fn delayed(seconds: f64) -> [FaultRule; 1] {
+    [FaultRule::delay(Duration::from_secs_f64(seconds)).on("GET /users")]
+}
+
+#[tokio::test]
+async fn a_signal_drains_answers_what_is_in_flight_and_ends_with_0() {
+    for signal in ["TERM", "INT"] {
+        let stand_ins = stand_ins().await;
+        let server = Program::serve(&stand_ins).env("DRAIN_DELAY", "0.5").start();
+        let client = server.client().await;
+        client.until_ready().await;
+        stand_ins.backend.set_fault(delayed(1.0));
+        let slow = call_in_flight(&stand_ins, &client, "get_user_profile", user()).await;
+        stand_ins.backend.set_fault([]);
+
+        server.signal(signal);
+        until(async || client.readiness().await.1["status"] == "draining").await;
+        let (status, report) = client.readiness().await;
+        assert_eq!((status, &report["dependencies"]["backend_service"]), (503, &json!("healthy")), "{report}");
+        assert_eq!(client.get("/health/live").send().await.unwrap().status(), 200);
+        let answer = client.call("get_user_profile", user()).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["connection"]), (200, &"close".parse().unwrap()));
+        assert_eq!(result_of(answer).await.structured()["id"], "42");
+
+        assert_eq!(slow.await.unwrap().structured()["id"], "42");
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        assert!(finished.stderr.is_empty(), "{finished:#?}");
+        assert_eq!(finished.log().last().unwrap()["message"], "stopped");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_slower_than_the_drain_delay_is_still_finished() {
+    let stand_ins = stand_ins().await;
+    let server = Program::serve(&stand_ins).start();
+    let client = server.client().await;
+    client.until_ready().await;
+    stand_ins.backend.set_fault(delayed(0.7));
+    let slow = call_in_flight(&stand_ins, &client, "get_user_profile", user()).await;
+    server.signal("TERM");
+    assert_eq!(slow.await.unwrap().structured()["id"], "42");
+    assert_eq!(server.ended().await.code, Some(0));
+    assert!(TcpStream::connect(client.address).await.is_err());
+}
+
+#[tokio::test]
+async fn idle_and_silent_connections_do_not_hold_up_the_end() {
+    let stand_ins = stand_ins().await;
+    let server = Program::serve(&stand_ins).start();
+    let address = server.address().await;
+    let _silent = TcpStream::connect(address).await.unwrap();
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    assert!(idle.read(&mut [0; 4_096]).await.unwrap() > 0);
+
+    let told = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.ended().await.code, Some(0));
+    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_and_not_with_0() {
+    let stand_ins = stand_ins().await;
+    let server = Program::serve(&stand_ins).start();
+    let client = server.client().await;
+    client.until_ready().await;
+    stand_ins.backend.set_fault([FaultRule::hang()]);
+    let request = client.call("get_user_profile", user());
+    let seen = stand_ins.backend.request_count().get();
+    let call = tokio::spawn(async move { request.send().await.is_err() });
+    stand_ins.backend.request_count().reaches(seen + 1).await;
+
+    server.signal("TERM");
+    server.stdout.line("stopping: ").await;
+    let told = Instant::now();
+    server.signal("INT");
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(1), "{finished:#?}");
+    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+    assert!(finished.log().iter().any(|line| line["message"].as_str().unwrap().contains("told to stop twice")));
+    assert!(call.await.unwrap(), "the call was cut off");
+}
+
+#[tokio::test]
+async fn calls_that_outlast_the_grace_are_told_so_and_the_end_is_in_time() {
+    let stand_ins = stand_ins().await;
+    let server = Program::serve(&stand_ins).env("SHUTDOWN_GRACE", "1").start();
+    let client = server.client().await;
+    client.until_ready().await;
+    stand_ins.backend.set_fault([FaultRule::hang()]);
+    let read = call_in_flight(&stand_ins, &client, "get_user_profile", user()).await;
+    let ticket = json!({ "title": "Printer", "description": "It burns, and nobody looks." });
+    let write = call_in_flight(&stand_ins, &client, "create_ticket", ticket).await;
+
+    let told = Instant::now();
+    server.signal("TERM");
+    let (read, write) = (read.await.unwrap().error(), write.await.unwrap().error());
+    let finished = server.ended().await;
+    assert!((1.0..3.0).contains(&told.elapsed().as_secs_f64()), "{:?}", told.elapsed());
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert_eq!((&read["error"], &read["details"]["retryable"]), (&json!("TIMEOUT_ERROR"), &json!(true)), "{read}");
+    assert_eq!((&write["error"], &write["details"]["retryable"]), (&json!("TIMEOUT_ERROR"), &json!(false)), "{write}");
+    assert_eq!(write["details"]["outcome"], "unknown", "{write}");
+    assert!(write["message"].as_str().unwrap().contains("list_tickets"), "{write}");
+    let ended: Vec<_> = finished.log().into_iter().filter(|line| line["outcome"].is_string()).collect();
+    for error in [&read, &write] {
+        let told = ended.iter().filter(|line| line["trace_id"] == error["details"]["trace_id"]).collect::<Vec<_>>();
+        assert_eq!(told.len(), 1, "{ended:#?}");
+        assert_eq!(told[0]["outcome"], "TIMEOUT_ERROR", "{ended:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_in_this_process_stops_when_told_and_frees_its_port() {
+    let mut app = TestApp::spawn().await;
+    app.until_ready().await;
+    let address = app.address;
+    app.begin_shutdown();
+    app.stopped().await.unwrap();
+    drop(std::net::TcpListener::bind(address).unwrap());
+}
+
+/// The status and the body of `/health/ready`.
+async fn readiness(app: &TestApp) -> (u16, Value) {
+    let answer = app.http.get(app.url("/health/ready")).send().await.unwrap();
+    (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+}
+
+fn health_checks(stand_ins: &StandIns) -> usize {
+    stand_ins.backend.requests().iter().filter(|request| request.target == "/health").count()
+}
+
+#[tokio::test]
+async fn three_bad_answers_of_the_backend_make_it_unhealthy_and_one_good_answer_heals_it() {
+    let app = TestApp::spawn_with(|settings| settings.backend.check_in_readiness = true).await;
+    app.until_ready().await;
+    let (status, report) = readiness(&app).await;
+    assert_eq!((status, &report["status"]), (200, &json!("ready")), "{report}");
+    assert_eq!(
+        report["dependencies"],
+        json!({ "mcp_server": "healthy", "azure_auth": "healthy", "backend_service": "healthy" })
+    );
+    assert_eq!(report["service_version"], env!("CARGO_PKG_VERSION"));
+
+    app.stand_ins.backend.set_healthy(false);
+    app.stand_ins.backend.forget_requests();
+    until(async || readiness(&app).await.0 == 503).await;
+    assert_eq!(health_checks(&app.stand_ins), 3);
+    let (_, report) = readiness(&app).await;
+    assert_eq!(report["status"], "not_ready");
+    assert_eq!(
+        report["dependencies"],
+        json!({ "mcp_server": "healthy", "azure_auth": "healthy", "backend_service": "unhealthy" })
+    );
+
+    app.stand_ins.backend.set_healthy(true);
+    app.until_ready().await;
+    assert!(health_checks(&app.stand_ins) <= 5);
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_count_is_skipped_and_never_asked() {
+    let app = TestApp::spawn().await;
+    app.stand_ins.backend.set_down(true).await.unwrap();
+    app.until_ready().await;
+    assert_eq!(readiness(&app).await.1["dependencies"]["backend_service"], "skipped");
+    assert_eq!(app.stand_ins.backend.request_count().get(), 0);
+}
+
+#[tokio::test]
+async fn a_thousand_probes_cost_the_backend_and_entra_nothing() {
+    let app = TestApp::spawn_with(|settings| settings.backend.check_in_readiness = true).await;
+    app.until_ready().await;
+    let (before, begin) = (health_checks(&app.stand_ins), Instant::now());
+    for probe in ["/health/ready", "/health/live"].iter().cycle().take(1_000) {
+        assert_eq!(app.http.get(app.url(probe)).send().await.unwrap().status(), 200);
+    }
+    let own_checks = begin.elapsed().as_secs() / 2 + 1;
+    assert!((health_checks(&app.stand_ins) - before) as u64 <= own_checks);
+    assert_eq!(app.stand_ins.entra.token_request_count().get(), 1);
+}
