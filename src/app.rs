@@ -48,12 +48,12 @@ pub struct App {
 /// Why the server cannot start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// A listener's address cannot be had: taken, or not ours.
-    #[error("cannot listen on {address}: another program may be using the port; {variable} chooses another")]
+    /// A listener's address cannot be had: taken, not ours, or not for us; the system's reason tells which.
+    #[error("cannot listen on {address}, as HOST and {variable} ask")]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// Which setting chooses it.
+        /// Which setting chooses the port.
         variable: &'static str,
         /// The system's reason.
         #[source]

@@ -86,7 +86,7 @@ fn run(settings: &Settings, work: impl Future<Output = anyhow::Result<()>>) -> R
     })?;
     let ended = start_runtime().and_then(|runtime| runtime.block_on(work));
     ended.map_err(|error| {
-        tracing::error!(cause = format!("{error:#}"), "mcp-server ends with an error: {error}");
+        tracing::error!("mcp-server ends with an error: {error:#}");
         ExitCode::FAILURE
     })
 }
