@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mcp_server::demo::{DemoOptions, StandIns};
 use serde_json::Value;
 
-use crate::support::process::{Program, Running, parsed};
+use crate::support::process::{Program, parsed};
 
 #[tokio::test]
 async fn help_and_version_are_answers_on_stdout() {
@@ -78,15 +78,17 @@ async fn a_health_check_tells_by_its_exit_code_how_the_server_is() {
         (finished.code, finished.stderr.join("\n"))
     };
     let healthy = Program::demo(&[]).start();
-    let port = ready_port(&healthy).await;
+    healthy.stdout.line("Ctrl-C stops it").await;
+    let port = healthy.address().await.port().to_string();
     for probe in [&["live"][..], &["ready"], &[]] {
         assert_eq!(check(probe, &port).await, (Some(0), String::new()));
     }
 
-    let without_entra = Program::demo(&["--fault", "backend=down"]).start();
-    let port = ready_port(&without_entra).await;
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    stand_ins.entra.set_down(true).await.unwrap();
+    let without_entra = Program::serve(&stand_ins).start();
+    let port = without_entra.address().await.port().to_string();
     assert_eq!(check(&["live"], &port).await.0, Some(0));
-    without_entra.stdout.line("the backend counts as unhealthy now").await;
     let (code, complaint) = check(&["ready"], &port).await;
     assert_eq!(code, Some(1));
     assert!(complaint.contains("503") && complaint.contains(&port), "{complaint}");
@@ -94,11 +96,6 @@ async fn a_health_check_tells_by_its_exit_code_how_the_server_is() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     assert_eq!(check(&["live"], &nobody).await.0, Some(1));
     assert_eq!(check(&["live"], "0").await.0, Some(78));
-}
-
-async fn ready_port(demo: &Running) -> String {
-    demo.stdout.line("Ctrl-C stops it").await;
-    demo.address().await.port().to_string()
 }
 
 #[tokio::test]

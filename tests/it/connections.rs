@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use mcp_server::demo::fault::FaultRule;
 use mcp_server::settings::WebSettings;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::{Era, TestApp, message};
+use crate::support::{Era, TestApp, message, until};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -101,6 +102,56 @@ async fn an_idle_connection_is_kept_for_its_time_and_then_closed() {
 }
 
 #[tokio::test]
+async fn requests_that_come_in_one_piece_are_answered_in_turn() {
+    let app = TestApp::spawn().await;
+    let mut wire = Wire::to(&app).await;
+    let last = LIVE.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    wire.say(&[LIVE, LIVE, &last].concat()).await;
+    let mut answers = String::new();
+    wire.0.read_to_string(&mut answers).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 3, "{answers}");
+}
+
+/// A connection on which an answer of several megabytes is under way, which does not fit into the buffers in between.
+async fn waiting_for_much(app: &TestApp) -> Wire {
+    app.stand_ins.backend.set_fault([FaultRule::huge_body(3_500_000)]);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1_024).unwrap();
+    let mut wire = Wire(socket.connect(app.address).await.unwrap());
+    let params = json!({ "name": "query_data", "arguments": { "dataset": "sales" } });
+    let call = message(Era::Legacy, "tools/call", params).to_string();
+    wire.say(&format!(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\nContent-Length: {}\r\n\r\n{call}",
+        call.len()
+    ))
+    .await;
+    wire
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_served() {
+    let app = app_with(|web| web.keep_alive_timeout = Duration::from_millis(400)).await;
+    let mut slow = waiting_for_much(&app).await;
+    let (begin, mut chunk) = (Instant::now(), vec![0; 500_000]);
+    for part in 1..=14 {
+        slow.0.read_exact(&mut chunk).await.unwrap_or_else(|error| panic!("{error} in part {part}"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(begin.elapsed() > Duration::from_secs(1), "{:?}", begin.elapsed());
+    drop(slow);
+
+    let _stuck = waiting_for_much(&app).await;
+    let metrics = format!("http://{}/metrics", app.metrics_address);
+    let open = async |count: u32| {
+        let text = app.http.get(&metrics).send().await.unwrap().text().await.unwrap();
+        text.contains(&format!("\nhttp_server_open_connections {count}\n"))
+    };
+    until(async || open(1).await).await;
+    until(async || open(0).await).await;
+}
+
+#[tokio::test]
 async fn a_body_that_never_arrives_ends_as_a_timeout() {
     let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(200)).await;
     let mut wire = Wire::to(&app).await;
@@ -170,5 +221,5 @@ async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
 
     drop(crowd);
     app.until_ready().await;
-    crate::support::until(async || app.send(Era::Legacy, "tools/list", json!({})).await.status() == 200).await;
+    until(async || app.send(Era::Legacy, "tools/list", json!({})).await.status() == 200).await;
 }
