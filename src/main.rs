@@ -132,7 +132,7 @@ fn demo(options: &mcp_server::app::demo::Options) -> Result<(), ExitCode> {
         return Err(ExitCode::from(BAD_USAGE));
     }
     let fail = |error: anyhow::Error| {
-        eprintln!("mcp-server demo cannot start: {error:#}");
+        eprintln!("mcp-server demo ends with an error: {error:#}");
         ExitCode::FAILURE
     };
     let runtime = start_runtime().map_err(fail)?;
