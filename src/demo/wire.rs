@@ -219,7 +219,7 @@ async fn accept<H, F>(
                     (Door::Open(listener), true) => {
                         drop(listener);
                         connections.shutdown().await;
-                        reserve(port.addr).map(Door::Shut)
+                        reserve(port.addr).await.map(Door::Shut)
                     }
                     (Door::Shut(socket), false) => socket.listen(1024).map(Door::Open),
                     (door, _) => Ok(door),
@@ -239,11 +239,18 @@ async fn accept<H, F>(
     }
 }
 
-fn reserve(addr: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
-    Ok(socket)
+/// Binds the port again. A process that this one is just starting holds a copy of the old listener for a moment.
+async fn reserve(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let mut tries_left = 200;
+    loop {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(addr) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries_left > 0 => tries_left -= 1,
+            bound => return bound.map(|()| socket),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn converse<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handler: H)
