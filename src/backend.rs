@@ -37,6 +37,7 @@ pub use segment::{Segment, SegmentError};
 pub use tickets::{NewTicket, Priority, Ticket, TicketPage, TicketStatus};
 pub use users::{User, UserPage};
 
+pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, TokenSource};
 use crate::settings::BackendSettings;
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
@@ -50,6 +51,8 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of an error's body this much is read and thrown away, so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 * 1024;
 
+/// A health check that takes longer has failed: an outage should not be noticed late.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The calls of so many seconds pay for the repetitions that are allowed.
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
@@ -215,7 +218,9 @@ impl BackendClient {
             status: String,
         }
         // Past the breaker and the permits: a probe of our own must see the backend, not our opinion of it.
-        let call = self.begin_call(Trace::begin());
+        let mut call = self.begin_call(Trace::begin());
+        call.timeout = call.timeout.min(HEALTH_TIMEOUT);
+        call.deadline = Instant::now() + call.timeout;
         let request = Outgoing::read(Route::Health, self.url(&["health"]));
         let token = self.token(&call, &request).await?;
         let body = self.exchange(&call, &request, &token).await?;

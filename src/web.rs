@@ -7,7 +7,6 @@ pub mod healthcheck;
 mod listener;
 mod problem;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -39,6 +38,10 @@ use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
 
 /// Where clients find the protocol that we speak.
 const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-07-28";
+
+/// A request has at most so many header fields, and so many bytes of them.
+const MAX_HEADERS: usize = 64;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// The HTTP side of the server.
 pub struct Web {
@@ -96,49 +99,38 @@ impl Web {
         Self { main, management, health }
     }
 
-    /// The way of one request on the main listener.
-    async fn answer(&self, mut request: Request, peer: SocketAddr) -> Response {
+    /// The way of one request.
+    async fn answer(&self, mut request: Request, peer: SocketAddr, lane: Lane) -> Response {
         let trace = RequestTrace::new(request.headers());
         request.extensions_mut().insert(trace.clone());
         request.extensions_mut().insert(Caller::unauthenticated(peer));
-        let answer = self.main.clone().oneshot(request).instrument(trace.span().clone());
-        // A panic outside of the tools, which have a net of their own.
-        let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
-            Ok(Ok(response)) => response,
-            Err(_panic) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+        let mut response = if has_too_large_a_head(&request) {
+            problem::head_too_large()
+        } else if lane == Lane::HealthOnly && !request.uri().path().starts_with("/health/") {
+            problem::overloaded("The server has no room for another connection.")
+        } else {
+            let routes = if lane == Lane::Management { &self.management } else { &self.main };
+            let answer = routes.clone().oneshot(request).instrument(trace.span().clone());
+            // A panic outside of the tools, which have a net of their own.
+            match AssertUnwindSafe(answer).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Err(_panic) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+            }
         };
         problem::speak_plainly(&mut response, &trace).await;
         response.headers_mut().insert(TRACEPARENT, trace.context().header());
-        if self.health.is_draining() {
-            // Moves keep-alive clients over to the replicas that stay.
+        if lane == Lane::HealthOnly || self.health.is_draining() {
+            // Makes room, or moves keep-alive clients over to the replicas that stay.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
+}
 
-    /// The way of one request on the management listener.
-    async fn answer_management(&self, request: Request) -> Response {
-        let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
-        let answer = self.management.clone().oneshot(request);
-        let mut response = answer.await.unwrap_or_else(|never: Infallible| match never {});
-        problem::speak_plainly(&mut response, &trace).await;
-        response
-    }
-
-    /// The answer on a connection that was only let in to ask for our health.
-    async fn answer_health_only(&self, request: Request, peer: SocketAddr) -> Response {
-        let mut response = if request.uri().path().starts_with("/health/") {
-            self.answer(request, peer).await
-        } else {
-            let trace = RequestTrace::new(request.headers().get(TRACEPARENT));
-            let mut response = problem::overloaded("The server has no room for another connection.");
-            problem::speak_plainly(&mut response, &trace).await;
-            response.headers_mut().insert(TRACEPARENT, trace.context().header());
-            response
-        };
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
-    }
+fn has_too_large_a_head(request: &Request) -> bool {
+    let headers = request.headers();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() > MAX_HEADERS || bytes + request.uri().path().len() > MAX_HEAD_BYTES
 }
 
 /// How rmcp serves: without MCP sessions, so that any replica answers any request, and as plain JSON unless a tool streams.

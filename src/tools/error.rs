@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::backend::{BackendError, Failure, Segment};
-use crate::identity::IdentityError;
+use crate::backend::{BackendError, Failure, IdentityError, Segment};
 use crate::problem::{Details, ErrorCode, Problem};
 
 /// Turns a backend's failure into advice. The argument names, for a 404, what the backend was asked for.

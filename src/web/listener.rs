@@ -3,6 +3,7 @@
 //! HTTP/1.1 only. `axum::serve` has no timers, so the loop is ours; hyper parses. Beyond the limit of connections a few are let
 //! in all the same to ask for our health, so that a crowd cannot make the orchestrator believe that we are dead.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,9 +18,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -29,12 +30,13 @@ use crate::telemetry::metrics::Metrics;
 
 /// Connections that the kernel may hold for us until we accept them.
 const BACKLOG: u32 = 1_024;
-/// A request has at most so many header fields; more are answered with 431.
-const MAX_HEADERS: usize = 64;
-/// The largest head, and hyper's smallest possible read buffer, in bytes.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Connections that are let in beyond the limit, to ask for our health only.
+/// What hyper reads of a head, in fields and bytes, before it gives up with a bare 431. `Web::answer` is stricter, and explains.
+const READ_HEADERS: usize = 128;
+const READ_HEAD_BYTES: usize = 32 * 1024;
+/// Connections that are let in beyond the limit, to ask for our health only. One more closes the oldest of them.
 const HEALTH_CONNECTIONS: usize = 32;
+/// How long such a connection may take to ask.
+const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many connections, and how patient we are with them.
 #[derive(Debug, Clone)]
@@ -104,7 +106,9 @@ impl Listener {
         stop: CancellationToken,
     ) {
         let room = Arc::new(Semaphore::new(limits.connections));
-        let health_room = Arc::new(Semaphore::new(if lane == Lane::Main { HEALTH_CONNECTIONS } else { 0 }));
+        // Letting go of a guard closes its connection: a crowd of silent ones cannot keep a probe out for longer than it is silent.
+        let mut health_lane: VecDeque<DropGuard> = VecDeque::with_capacity(HEALTH_CONNECTIONS);
+        let health_limits = Limits { head_timeout: HEALTH_HEAD_TIMEOUT.min(limits.head_timeout), ..limits.clone() };
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -120,21 +124,29 @@ impl Listener {
                     continue;
                 }
             };
-            let (lane, permit) = match Arc::clone(&room).try_acquire_owned() {
-                Ok(permit) => (lane, permit),
-                Err(_) => match Arc::clone(&health_room).try_acquire_owned() {
-                    Ok(permit) => (Lane::HealthOnly, permit),
-                    // No room at all: closing at once is the cheapest answer.
-                    Err(_) => continue,
-                },
-            };
-            let open = (lane == Lane::Main).then(|| metrics.open_connection());
-            let connection = Connection { web: Arc::clone(&web), lane, limits: limits.clone(), peer, _permit: permit };
-            let stop = stop.clone();
-            connections.spawn(async move {
-                connection.serve(stream, stop).await;
-                drop(open);
-            });
+            let web = Arc::clone(&web);
+            match Arc::clone(&room).try_acquire_owned() {
+                Ok(permit) => {
+                    let open = (lane == Lane::Main).then(|| metrics.open_connection());
+                    let connection = Connection { web, lane, limits: limits.clone(), peer };
+                    let stop = stop.clone();
+                    connections.spawn(async move {
+                        connection.serve(stream, stop).await;
+                        drop((open, permit));
+                    });
+                }
+                Err(_) if lane == Lane::Main => {
+                    let stop = stop.child_token();
+                    if health_lane.len() >= HEALTH_CONNECTIONS {
+                        health_lane.pop_front();
+                    }
+                    health_lane.push_back(stop.clone().drop_guard());
+                    let connection = Connection { web, lane: Lane::HealthOnly, limits: health_limits.clone(), peer };
+                    connections.spawn(async move { connection.serve(stream, stop).await });
+                }
+                // Closing at once is the cheapest answer.
+                Err(_) => drop(stream),
+            }
         }
     }
 }
@@ -144,7 +156,6 @@ struct Connection {
     lane: Lane,
     limits: Limits,
     peer: SocketAddr,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -157,12 +168,7 @@ impl Connection {
             phase.enter(Phase::ANSWERING);
             let (web, phase, peer, lane) = (&self.web, &phase, self.peer, self.lane);
             async move {
-                let request = request.map(Body::new);
-                let response = match lane {
-                    Lane::Main => web.answer(request, peer).await,
-                    Lane::Management => web.answer_management(request).await,
-                    Lane::HealthOnly => web.answer_health_only(request, peer).await,
-                };
+                let response = web.answer(request.map(Body::new), peer, lane).await;
                 phase.enter(Phase::IDLE);
                 Ok::<_, std::convert::Infallible>(response)
             }
@@ -171,8 +177,8 @@ impl Connection {
             .timer(TokioTimer::new())
             // hyper's one timer covers the idle time and the head together; `PatientIo` is stricter with each.
             .header_read_timeout(self.limits.idle_timeout + self.limits.head_timeout)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEAD_BYTES)
+            .max_headers(READ_HEADERS)
+            .max_buf_size(READ_HEAD_BYTES)
             .half_close(false)
             .serve_connection(TokioIo::new(io), service);
         let mut connection = std::pin::pin!(connection);

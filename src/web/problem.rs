@@ -35,6 +35,12 @@ pub(super) fn bad_request(message: &str) -> Response {
     response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, message))
 }
 
+/// More header fields, or longer ones, than any client has reason to send.
+pub(super) fn head_too_large() -> Response {
+    let message = "The request has too many header fields, or too long ones. Send only those that MCP needs.";
+    response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Problem::new(ErrorCode::ValidationError, message))
+}
+
 /// There is no room now.
 pub(super) fn overloaded(message: &str) -> Response {
     let mut problem = Problem::new(ErrorCode::ServiceError, format!("{message} Try again in a second."));

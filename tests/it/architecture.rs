@@ -8,7 +8,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "settings", "telemetry", "web"]),
     ("app", &["backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "problem", "settings", "telemetry"]),
-    ("tools", &["auth", "backend", "identity", "problem", "telemetry"]),
+    ("tools", &["auth", "backend", "problem", "telemetry"]),
     ("auth", &[]),
     ("backend", &["identity", "settings", "telemetry"]),
     ("identity", &["settings"]),
@@ -22,7 +22,6 @@ const ARROWS: &[(&str, &[&str])] = &[
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("main", "web", &["healthcheck"]),
     ("tools", "auth", &["Caller"]),
-    ("tools", "identity", &["IdentityError"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["LogSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
