@@ -1,14 +1,18 @@
 //! Who we are in Entra's eyes: the one place that obtains the token for the backend.
 //!
 //! `chain` performs one exchange with `azure_identity`, over our own `transport`. `source` decides when that happens
-//! and hands out what came of it; `fault` says what went wrong, and in whose hands the remedy is. The SDK's own cache
-//! and its retries stay unused: they can neither refresh ahead, nor outlive an outage, nor share a failure.
+//! and hands out what came of it; `fault` says what went wrong, and in whose hands the remedy is; `inspect` goes the same
+//! way once, to be looked at. The SDK's own cache and its retries stay unused: they can neither refresh ahead, nor outlive an
+//! outage, nor share a failure.
 
 mod chain;
 mod fault;
+mod inspect;
 mod source;
 mod transport;
 
 pub use chain::IdentityStartError;
 pub use fault::{Advice, FaultClass, IdentityError, advice};
+pub use inspect::{Claims, Inspection};
 pub use source::{BearerToken, TokenSource, TokenStats};
+pub use transport::{Greeting, classify};

@@ -12,7 +12,7 @@ use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{Secret, TokenCredential, TokenRequestOptions};
 use azure_core::error::ErrorKind;
 use azure_core::http::request::options::ClientRequestId;
-use azure_core::http::{ClientMethodOptions, ClientOptions, Context, RetryOptions, Transport};
+use azure_core::http::{ClientMethodOptions, ClientOptions, Context, HttpClient, RetryOptions, Transport};
 use azure_core::time::OffsetDateTime;
 use azure_identity::{
     ClientAssertion, ClientAssertionCredential, ClientAssertionCredentialOptions, ClientSecretCredential,
@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::fault::{FaultClass, IdentityError};
 use super::source::BearerToken;
-use super::transport::{self, EntraTransport};
+use super::transport::{self, EntraTransport, Greeting};
 use crate::settings::{Credential, IdentitySettings};
 
 /// One attempt, from reading the token file to the last byte of the answer.
@@ -56,7 +56,7 @@ pub enum IdentityStartError {
 pub(super) struct Exchange {
     settings: IdentitySettings,
     cloud: Arc<CloudConfiguration>,
-    transport: Transport,
+    transport: Arc<EntraTransport>,
     budget: Duration,
 }
 
@@ -75,7 +75,7 @@ impl Exchange {
         let exchange = Self {
             settings: settings.clone(),
             cloud: Arc::new(cloud.into()),
-            transport: Transport::new(EntraTransport::new(client, name(&settings.credential))),
+            transport: EntraTransport::new(client, name(&settings.credential)),
             budget,
         };
         exchange.credential().map_err(|error| IdentityStartError::Settings(error.to_string()))?;
@@ -85,6 +85,13 @@ impl Exchange {
 
     pub(super) fn credential_name(&self) -> &'static str {
         name(&self.settings.credential)
+    }
+
+    /// Asks the authority for what it tells everybody about the tenant.
+    pub(super) async fn greet(&self) -> Result<Greeting, Box<IdentityError>> {
+        let mut document = self.settings.authority.clone();
+        document.set_path(&format!("{}/v2.0/.well-known/openid-configuration", self.settings.tenant_id));
+        Ok(self.transport.greet(document).await?)
     }
 
     /// Ends within the budget, whatever happens outside.
@@ -114,7 +121,7 @@ impl Exchange {
 
     fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
         let client_options = ClientOptions {
-            transport: Some(self.transport.clone()),
+            transport: Some(Transport::new(Arc::clone(&self.transport) as Arc<dyn HttpClient>)),
             retry: RetryOptions::none(),
             cloud: Some(Arc::clone(&self.cloud)),
             ..Default::default()
@@ -218,15 +225,18 @@ struct TokenFile(PathBuf);
 #[async_trait::async_trait]
 impl ClientAssertion for TokenFile {
     async fn secret(&self, _: Option<ClientMethodOptions<'_>>) -> azure_core::Result<String> {
-        read_assertion(&self.0).await.map_err(|reason| {
-            let error = IdentityError::new(FaultClass::Config, "workload identity");
-            let detail = format!("federated token file {}: {reason}", self.0.display());
-            azure_core::Error::new(ErrorKind::Credential, error.with_detail(detail))
-        })
+        read_assertion(&self.0).await.map_err(|error| azure_core::Error::new(ErrorKind::Credential, error))
     }
 }
 
-async fn read_assertion(path: &Path) -> Result<String, String> {
+pub(super) async fn read_assertion(path: &Path) -> Result<String, IdentityError> {
+    read_trimmed(path).await.map_err(|reason| {
+        let error = IdentityError::new(FaultClass::Config, "workload identity");
+        error.with_detail(format!("federated token file {}: {reason}", path.display()))
+    })
+}
+
+async fn read_trimmed(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let file = tokio::fs::File::open(path).await.map_err(|error| error.to_string())?;
     file.take(MAX_ASSERTION + 1).read_to_string(&mut text).await.map_err(|error| error.to_string())?;
@@ -310,11 +320,11 @@ mod tests {
             ("x".repeat(70_000), Err("larger than 65536 bytes")),
         ] {
             std::fs::write(&path, content).unwrap();
-            assert_eq!(read_assertion(&path).await.as_deref().map_err(String::as_str), expected);
+            assert_eq!(read_trimmed(&path).await.as_deref().map_err(String::as_str), expected);
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(read_assertion(&path).await.unwrap_err().contains("No such file"));
-        assert!(read_assertion(folder.path()).await.is_err());
+        assert!(read_trimmed(&path).await.unwrap_err().contains("No such file"));
+        assert!(read_trimmed(folder.path()).await.is_err());
     }
 }
 

@@ -9,6 +9,14 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
+/// In whose hands a remedy can be.
+const DEPLOYER: &str = "whoever deploys this server";
+const DIRECTORY: &str = "whoever administers the app or the managed identity in Entra";
+const CLUSTER: &str = "whoever runs the cluster";
+const NETWORK: &str = "whoever runs the network and its proxies";
+const MICROSOFT: &str = "Microsoft";
+const DEVELOPERS: &str = "the developers of this server";
+
 /// Why there is no token. Made once for each failed exchange and shared by everyone who waited for it.
 #[derive(Debug, Clone)]
 pub struct IdentityError {
@@ -156,9 +164,14 @@ impl IdentityError {
         self.detail.as_deref()
     }
 
-    /// What it means, in whose hands the remedy is and what to do next: for the operator and for the model alike.
+    /// The pause that Entra asked for.
+    pub fn asked_pause(&self) -> Option<Duration> {
+        self.pause
+    }
+
+    /// What it means and what to do next: for the operator and for the model alike.
     pub fn hint(&self) -> String {
-        let (means, remedy) = self.advice();
+        let Advice { means, remedy, .. } = self.advice();
         if self.retryable() {
             format!(
                 "{means}. It may pass by itself: try again later. If it lasts, the operator of this server should {remedy}."
@@ -168,59 +181,92 @@ impl IdentityError {
         }
     }
 
-    fn advice(&self) -> (&'static str, &'static str) {
-        if let Some(found) = self.codes.iter().find_map(|code| advice(*code)) {
-            return (found.means, found.remedy);
-        }
+    /// What it means, in whose hands the remedy is, and which one it is: by the AADSTS code, else by the kind of fault.
+    pub fn advice(&self) -> &'static Advice {
+        let by_code = self.codes.iter().find_map(|code| advice(*code));
+        by_code.unwrap_or_else(|| self.advice_without_code())
+    }
+
+    fn advice_without_code(&self) -> &'static Advice {
         match (self.class, self.status.map(|status| status.as_u16())) {
-            (FaultClass::Http, Some(429)) => {
-                ("Entra throttles this identity", "look for what else asks tokens for AZURE_CLIENT_ID")
-            }
-            (FaultClass::Http, Some(407)) => {
-                ("The proxy wants to be signed in to", "correct HTTPS_PROXY, or add the authority to NO_PROXY")
-            }
-            (FaultClass::Http, Some(300..=399)) => (
-                "The authority redirects, which Entra's token endpoint never does",
-                "check AZURE_AUTHORITY_HOST and HTTPS_PROXY",
-            ),
-            (FaultClass::Http, _) if self.retryable() => {
-                ("Entra, or a proxy before it, is unwell", "look at the status of Microsoft Entra and at the proxy")
-            }
-            (FaultClass::Http, _) => (
-                "Entra refuses this sign-in",
-                "check AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_SCOPES and the credential",
-            ),
-            (FaultClass::Connect | FaultClass::Io, _) => (
-                "There is no connection to Entra",
-                "check that this server may reach AZURE_AUTHORITY_HOST on port 443, and HTTPS_PROXY if one is needed",
-            ),
-            (FaultClass::Dns, _) => (
-                "The name of Entra's authority cannot be resolved",
-                "check the name in AZURE_AUTHORITY_HOST, and that DNS works where this server runs",
-            ),
-            (FaultClass::Timeout, _) => (
-                "Entra does not answer in time",
-                "check that neither a firewall nor HTTPS_PROXY swallows connections to AZURE_AUTHORITY_HOST",
-            ),
-            (FaultClass::Tls, _) => (
-                "The authority's certificate is not trusted, or TLS is broken on the way",
-                "make SSL_CERT_FILE or SSL_CERT_DIR hold the certificate authority in use, and check AZURE_AUTHORITY_HOST",
-            ),
-            (FaultClass::Parse, _) => (
-                "What answered for Entra gave no usable token",
-                "check that AZURE_AUTHORITY_HOST is Entra, and that no proxy answers in its place",
-            ),
-            (FaultClass::Config, _) => match self.credential {
-                "workload identity" => (
-                    "The federated token cannot be used",
-                    "check the file that AZURE_FEDERATED_TOKEN_FILE names: it must exist, be readable and hold a token",
-                ),
-                _ => (
-                    "The identity settings cannot work",
-                    "check AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_AUTHORITY_HOST",
-                ),
+            (FaultClass::Http, Some(429)) => &Advice {
+                codes: &[],
+                means: "Entra throttles this identity",
+                remedy: "look for what else asks tokens for AZURE_CLIENT_ID",
+                hands: DEPLOYER,
             },
-            (FaultClass::Internal, _) => ("The sign-in failed by a defect of the server", "report it, with the log"),
+            (FaultClass::Http, Some(407)) => &Advice {
+                codes: &[],
+                means: "The proxy wants to be signed in to",
+                remedy: "correct HTTPS_PROXY, or add the authority to NO_PROXY",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Http, Some(300..=399)) => &Advice {
+                codes: &[],
+                means: "The authority redirects, which Entra's token endpoint never does",
+                remedy: "check AZURE_AUTHORITY_HOST and HTTPS_PROXY",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Http, _) if self.retryable() => &Advice {
+                codes: &[],
+                means: "Entra, or a proxy before it, is unwell",
+                remedy: "look at the status of Microsoft Entra and at the proxy",
+                hands: NETWORK,
+            },
+            (FaultClass::Http, _) => &Advice {
+                codes: &[],
+                means: "Entra refuses this sign-in",
+                remedy: "check AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_SCOPES and the credential",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Connect | FaultClass::Io, _) => &Advice {
+                codes: &[],
+                means: "There is no connection to Entra",
+                remedy: "check that this server may reach AZURE_AUTHORITY_HOST on port 443, and HTTPS_PROXY if one is needed",
+                hands: NETWORK,
+            },
+            (FaultClass::Dns, _) => &Advice {
+                codes: &[],
+                means: "The name of Entra's authority cannot be resolved",
+                remedy: "check the name in AZURE_AUTHORITY_HOST, and that DNS works where this server runs",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Timeout, _) => &Advice {
+                codes: &[],
+                means: "Entra does not answer in time",
+                remedy: "check that neither a firewall nor HTTPS_PROXY swallows connections to AZURE_AUTHORITY_HOST",
+                hands: NETWORK,
+            },
+            (FaultClass::Tls, _) => &Advice {
+                codes: &[],
+                means: "The authority's certificate is not trusted, or TLS is broken on the way",
+                remedy: "make SSL_CERT_FILE or SSL_CERT_DIR hold the certificate authority in use, and check AZURE_AUTHORITY_HOST",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Parse, _) => &Advice {
+                codes: &[],
+                means: "What answered for Entra gave no usable token",
+                remedy: "check that AZURE_AUTHORITY_HOST is Entra, and that no proxy answers in its place",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Config, _) if self.credential == "workload identity" => &Advice {
+                codes: &[],
+                means: "The federated token cannot be used",
+                remedy: "check the file that AZURE_FEDERATED_TOKEN_FILE names: it must exist, be readable and hold a token",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Config, _) => &Advice {
+                codes: &[],
+                means: "The identity settings cannot work",
+                remedy: "check AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_AUTHORITY_HOST",
+                hands: DEPLOYER,
+            },
+            (FaultClass::Internal, _) => &Advice {
+                codes: &[],
+                means: "The sign-in failed by a defect of the server",
+                remedy: "report it, with the log",
+                hands: DEVELOPERS,
+            },
         }
     }
 }
@@ -254,15 +300,17 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
-/// What some AADSTS codes mean, and what the operator should do.
+/// What some failures mean, and what should be done by whom.
 #[derive(Debug)]
 pub struct Advice {
-    /// The numbers after `AADSTS`.
+    /// The numbers after `AADSTS`; empty when there is none.
     pub codes: &'static [u32],
     /// What happened: the start of a sentence, without a full stop.
     pub means: &'static str,
     /// What to do: continues "the operator has to …".
     pub remedy: &'static str,
+    /// In whose hands that is.
+    pub hands: &'static str,
 }
 
 /// The advice for an AADSTS code, if we have any.
@@ -276,86 +324,103 @@ const ADVICE: &[Advice] = &[
         codes: &[7_000_215],
         means: "The client secret is wrong",
         remedy: "set AZURE_CLIENT_SECRET to the secret's value (not to its id) of the app in AZURE_CLIENT_ID",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[7_000_222],
         means: "The client secret has expired",
         remedy: "create a new secret for the app in AZURE_CLIENT_ID and put it in AZURE_CLIENT_SECRET",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[7_000_218, 7_000_216],
         means: "No credential reached Entra",
         remedy: "check that the file in AZURE_FEDERATED_TOKEN_FILE holds a token and that no proxy cuts requests",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[700_016],
         means: "The tenant does not know this client id",
         remedy: "correct AZURE_CLIENT_ID or AZURE_TENANT_ID: the app does not live in this tenant",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[90_002],
         means: "Entra does not know this tenant",
         remedy: "correct AZURE_TENANT_ID, or AZURE_AUTHORITY_HOST if the tenant lives in another cloud",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[70_021],
         means: "No federated credential matches the service account's token",
         remedy: "compare issuer, subject and audience of the federated credential with those of the token",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[700_211],
         means: "No federated credential has the issuer of the service account's token",
         remedy: "set the federated credential's issuer to the cluster's OIDC issuer, with its final slash",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[700_212],
         means: "No federated credential has the audience of the service account's token",
         remedy: "use the audience `api://AzureADTokenExchange` in the federated credential and in the projected token",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[700_213],
         means: "No federated credential has the subject of the service account's token",
         remedy: "set the federated credential's subject to `system:serviceaccount:<namespace>:<service account>`",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[7_002_138],
         means: "The federated credential's subject differs from the token's in upper and lower case",
         remedy: "write the subject exactly as in the token: Entra compares case",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[700_024],
         means: "The service account's token has expired, or is not valid yet",
         remedy: "check that the kubelet rotates the file in AZURE_FEDERATED_TOKEN_FILE, and the node's clock",
+        hands: CLUSTER,
     },
     Advice {
         codes: &[70_023],
         means: "The service account's token lives too long for Entra, or does not say when it was issued",
         remedy: "point AZURE_FEDERATED_TOKEN_FILE at the projected token, not at the default service account's",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[50_027],
         means: "What the token file holds is not a well-formed token",
         remedy: "point AZURE_FEDERATED_TOKEN_FILE at the projected service account token",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[50_013, 5_000_811],
         means: "The signature of the service account's token cannot be verified",
         remedy: "check that the federated credential's issuer is this very cluster's",
+        hands: DIRECTORY,
     },
     Advice {
         codes: &[70_011, 1_002_012, 700_022],
         means: "The scopes are not those of one known resource",
         remedy: "set AZURE_SCOPES to one resource followed by `/.default`",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[500_011],
         means: "The tenant does not know the resource in the scope",
         remedy: "correct AZURE_SCOPES, or register the backend's app (its App ID URI) in the tenant of AZURE_TENANT_ID",
+        hands: DEPLOYER,
     },
     Advice {
         codes: &[90_033, 90_024, 90_006],
         means: "Entra is unwell for the moment",
         remedy: "look at the status of Microsoft Entra",
+        hands: MICROSOFT,
     },
 ];
 

@@ -41,7 +41,7 @@ const FORCED_PAUSE: Duration = Duration::from_secs(30);
 /// The one holder of the token for the backend. Dropping it stops the background work.
 pub struct TokenSource {
     state: Arc<State>,
-    _driver: AbortOnDropHandle<()>,
+    _driver: Option<AbortOnDropHandle<()>>,
 }
 
 impl TokenSource {
@@ -49,12 +49,23 @@ impl TokenSource {
     /// when Entra comes back. `call_timeout` is what a caller has in all: every exchange ends within 80 % of it, so that
     /// callers read its cause and not just that time is up. Needs a tokio runtime around it.
     pub fn start(settings: &IdentitySettings, call_timeout: Duration) -> Result<Arc<Self>, IdentityStartError> {
-        let exchange = Arc::new(Exchange::new(settings, EXCHANGE.min(call_timeout.mul_f64(0.8)))?);
+        let exchange = Arc::new(Exchange::new(settings, budget(call_timeout))?);
         let credential = exchange.credential_name();
         Ok(Self::with_exchange(credential, move || {
             let exchange = Arc::clone(&exchange);
             async move { exchange.run().await }
         }))
+    }
+
+    /// A source that has this token and never gets another: no background work, and none after the token's end.
+    pub fn holding(token: BearerToken, credential: &'static str) -> Arc<Self> {
+        let error =
+            IdentityError::new(FaultClass::Parse, credential).with_detail("the one token there was has expired");
+        let progress =
+            Progress { running: false, failure: Some(Arc::new(error)), forced_at: None, counts: TokenStats::default() };
+        let held = ArcSwapOption::from_pointee(token);
+        let state = State { credential, held, progress: watch::Sender::new(progress) };
+        Arc::new(Self { state: Arc::new(state), _driver: None })
     }
 
     fn with_exchange<F, E>(credential: &'static str, exchange: F) -> Arc<Self>
@@ -66,7 +77,7 @@ impl TokenSource {
         let state =
             Arc::new(State { credential, held: ArcSwapOption::empty(), progress: watch::Sender::new(progress) });
         let driver = tokio::spawn(keep_driving(Arc::clone(&state), exchange).instrument(error_span!("drive")));
-        Arc::new(Self { state, _driver: AbortOnDropHandle::new(driver) })
+        Arc::new(Self { state, _driver: Some(AbortOnDropHandle::new(driver)) })
     }
 
     /// A usable token; at once if one is held. Else waits for the exchange in flight, or fails as that one did while the
@@ -193,6 +204,11 @@ impl BearerToken {
         &self.authorization
     }
 
+    /// How long it lives, from the moment it was asked for.
+    pub fn life(&self) -> Duration {
+        self.expires_at - self.sent
+    }
+
     /// A token asked for at `sent`, to live for `life`; `None` if no header may carry it.
     pub(super) fn new(secret: &str, sent: Instant, life: Duration) -> Option<Self> {
         let mut authorization = HeaderValue::try_from(format!("Bearer {secret}")).ok()?;
@@ -283,7 +299,7 @@ impl State {
 
     fn log_success(&self, token: &BearerToken, next: Duration, failures_before: u32) {
         let credential = self.credential;
-        let life = (token.expires_at - token.sent).as_secs_f64().round() as u64;
+        let life = token.life().as_secs_f64().round() as u64;
         let next = next.as_secs();
         let first = self.progress.borrow().counts.succeeded == 1;
         if first || failures_before > 0 {
@@ -330,6 +346,11 @@ impl State {
             None => log!(error, "calls to the backend fail"),
         }
     }
+}
+
+/// What one exchange may take when a caller has `call_timeout` in all.
+pub(super) fn budget(call_timeout: Duration) -> Duration {
+    EXCHANGE.min(call_timeout.mul_f64(0.8))
 }
 
 /// Drives for ever, through panics: without a driver the server would lose its token in the end and never get another.

@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,10 +16,13 @@ use azure_core::http::headers::Headers;
 use azure_core::http::{AsyncRawResponse, Body, HttpClient, Request, StatusCode as AzureStatus};
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout};
 
 use super::fault::{FaultClass, IdentityError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For the answer to a question that any authority answers at once.
+const GREETING: Duration = Duration::from_secs(5);
 /// Entra's answers have a few KiB.
 const MAX_BODY: usize = 256 * 1024;
 /// Entra's longest tokens live 24 to 28 hours. More than two days is a mistake or a trap.
@@ -74,6 +78,23 @@ impl EntraTransport {
         Err(error_answer(self.credential, status, &headers, &body.unwrap_or_default()))
     }
 
+    /// Asks a question that needs no credential, to see what lies on the way. That nobody answers on a connection that was made
+    /// is no failure here: what does not answer is found out by the exchange.
+    pub(super) async fn greet(&self, document: url::Url) -> Result<Greeting, IdentityError> {
+        let sent = Instant::now();
+        let answer = match timeout(GREETING, self.client.get(document).send()).await {
+            Ok(Ok(response)) => Some(response),
+            Ok(Err(error)) if error.is_connect() || error.is_builder() => return Err(self.unanswered(error)),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let date = answer.as_ref().and_then(|response| response.headers().get(header::DATE));
+        Ok(Greeting {
+            peer: answer.as_ref().and_then(reqwest::Response::remote_addr),
+            date: date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok()),
+            took: sent.elapsed(),
+        })
+    }
+
     async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, IdentityError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unanswered(error))? {
@@ -92,6 +113,17 @@ impl EntraTransport {
     }
 }
 
+/// How the authority answered.
+#[derive(Debug)]
+pub struct Greeting {
+    /// Who is at the other end of the connection: the authority, or a proxy; `None` when there was no answer.
+    pub peer: Option<SocketAddr>,
+    /// The authority's clock.
+    pub date: Option<SystemTime>,
+    /// How long it took.
+    pub took: Duration,
+}
+
 #[async_trait]
 impl HttpClient for EntraTransport {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
@@ -103,7 +135,7 @@ impl HttpClient for EntraTransport {
 }
 
 /// The kind of a failure without an answer, and its root cause. reqwest calls name, network and TLS failures alike "connect".
-fn classify(error: &reqwest::Error) -> (FaultClass, String) {
+pub fn classify(error: &reqwest::Error) -> (FaultClass, String) {
     let mut class = match error {
         error if error.is_timeout() => FaultClass::Timeout,
         error if error.is_builder() => FaultClass::Config,
