@@ -13,6 +13,6 @@ mod transport;
 
 pub use chain::IdentityStartError;
 pub use fault::{Advice, FaultClass, IdentityError, advice};
-pub use inspect::{Claims, Inspection};
+pub use inspect::{Claims, Inspection, resolves};
 pub use source::{BearerToken, TokenSource, TokenStats};
 pub use transport::{Greeting, classify};

@@ -6,6 +6,7 @@
 pub mod app;
 pub mod auth;
 pub mod backend;
+pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod identity;

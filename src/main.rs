@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mcp_server::app::App;
+use mcp_server::check::{self, Verdict};
 use mcp_server::settings::{self, Environment, Settings, SettingsError};
 use mcp_server::telemetry::logs;
 use mcp_server::web::healthcheck;
@@ -38,6 +39,12 @@ enum Command {
     /// Serve on this machine against a stand-in Entra ID and a stand-in backend: no Azure account needed
     #[cfg(feature = "demo")]
     Demo(mcp_server::app::demo::Options),
+    /// Walk the whole chain once, from the settings to the backend, and say what is wrong and what mends it
+    Check {
+        /// Answer with one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Ask the server that runs on this machine whether it is well: exit code 0 or 1
     Healthcheck {
         /// Which of its health routes to ask
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo(&options),
+        Command::Check { json } => walk(json),
         Command::Healthcheck { probe } => {
             settings::healthcheck_address(&Environment::load()).map_err(bad_settings).and_then(|address| {
                 healthcheck::ask(address, probe).map_err(|error| {
@@ -117,6 +125,23 @@ async fn serve_until_told(app: App, signals: &mut Signals) -> anyhow::Result<()>
         ended = serving => Ok(ended?),
         () = second.cancelled() => anyhow::bail!("told to stop twice: ending at once"),
         () = watching => Ok(()),
+    }
+}
+
+/// `mcp-server check`. No logs are installed: its answer is all that it prints.
+fn walk(json: bool) -> Result<(), ExitCode> {
+    let fail = |error: anyhow::Error| {
+        eprintln!("mcp-server check cannot answer: {error:#}");
+        ExitCode::FAILURE
+    };
+    let runtime = start_runtime().map_err(fail)?;
+    let verdict = runtime.block_on(check::run(&Environment::load(), json, &mut std::io::stdout().lock()));
+    // A resolver or a file system that hangs must not keep us.
+    runtime.shutdown_background();
+    match verdict.map_err(|error| fail(error.into()))? {
+        Verdict::Well => Ok(()),
+        Verdict::Failed => Err(ExitCode::FAILURE),
+        Verdict::BadSettings => Err(ExitCode::from(BAD_SETTINGS)),
     }
 }
 

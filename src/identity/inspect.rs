@@ -8,6 +8,7 @@ use std::time::Duration;
 use azure_core::base64::decode_url_safe;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
+use url::Url;
 
 use super::chain::{Exchange, IdentityStartError, read_assertion};
 use super::fault::{FaultClass, IdentityError};
@@ -34,16 +35,11 @@ impl Inspection {
 
     /// Asks the authority something that needs no credential: fails when there is no connection to it.
     pub async fn greet(&self) -> Result<Greeting, Box<IdentityError>> {
-        let error = match self.exchange.greet().await {
-            Err(error) if error.class == FaultClass::Timeout => error,
-            answer => return answer,
-        };
-        // The time limit covers the resolver too: ask it alone.
-        let authority = &self.settings.authority;
-        let name = (authority.host_str().unwrap_or_default(), authority.port_or_known_default().unwrap_or_default());
-        match timeout(LOOK, tokio::net::lookup_host(name)).await {
-            Ok(Ok(_)) => Err(error),
-            _ => Err(Box::new(IdentityError { class: FaultClass::Dns, ..*error })),
+        match self.exchange.greet().await {
+            Err(error) if error.class == FaultClass::Timeout && !resolves(&self.settings.authority).await => {
+                Err(Box::new(IdentityError { class: FaultClass::Dns, ..*error }))
+            }
+            answer => answer,
         }
     }
 
@@ -51,6 +47,12 @@ impl Inspection {
     pub async fn token(&self) -> Result<BearerToken, Box<IdentityError>> {
         self.exchange.run().await
     }
+}
+
+/// Whether the name of this host can be resolved: a time limit for connections covers the resolver too, and hides which it was.
+pub async fn resolves(url: &Url) -> bool {
+    let Some(url::Host::Domain(name)) = url.host() else { return true };
+    matches!(timeout(LOOK, tokio::net::lookup_host((name, 0))).await, Ok(Ok(_)))
 }
 
 /// What a token says of itself, unverified. Texts are cut and free of control characters.

@@ -690,4 +690,13 @@ mod tests {
         assert!(token.authorization().is_sensitive());
         assert!(!format!("{token:?} {:?}", token.authorization()).contains("canary"));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_without_a_driver_has_its_one_token_and_no_other() {
+        let token = BearerToken::new("only", Instant::now(), 60 * SECOND).unwrap();
+        let source = TokenSource::holding(token, "client secret");
+        assert_eq!(source.token().await.unwrap().authorization(), "Bearer only");
+        tokio::time::advance(60 * SECOND).await;
+        assert_eq!(source.token().await.unwrap_err().class(), FaultClass::Parse);
+    }
 }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms each room may use, and needs. The leaves are at the end.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main", &["app", "settings", "telemetry", "web"]),
+    ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "problem", "settings", "telemetry"]),
     ("tools", &["auth", "backend", "problem", "telemetry"]),
+    ("check", &["backend", "identity", "settings", "telemetry"]),
     ("auth", &[]),
     ("backend", &["identity", "settings", "telemetry"]),
     ("identity", &["settings"]),
@@ -21,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Arrows that reach no further than these paths.
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("main", "web", &["healthcheck"]),
+    ("check", "telemetry", &["metrics::Metrics"]),
     ("tools", "auth", &["Caller"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["LogSettings"]),

@@ -13,6 +13,7 @@ mod support;
 
 mod architecture;
 mod cancellation;
+mod check;
 mod cli;
 mod connections;
 mod errors;
