@@ -1,0 +1,31 @@
+{{/* A PodMonitor or a ServiceMonitor, which differ in one word. Call with (list . "PodMonitor" values "value name" "endpoints key"). */}}
+{{- define "mcp-server.monitor" -}}
+{{- $root := index . 0 -}}
+{{- $kind := index . 1 -}}
+{{- $values := index . 2 -}}
+{{- if include "mcp-server.renderCustom" (list $root $values.apiVersion $kind (index . 3)) }}
+apiVersion: {{ $values.apiVersion }}
+kind: {{ $kind }}
+metadata:
+  name: {{ include "mcp-server.fullname" $root }}
+  namespace: {{ $root.Release.Namespace }}
+  labels:
+    {{- merge (include "mcp-server.labels" $root | fromYaml) ($values.labels | default dict) | toYaml | nindent 4 }}
+  {{- include "mcp-server.annotations" (list $root dict) }}
+spec:
+  selector:
+    matchLabels:
+      {{- include "mcp-server.selectorLabels" $root | nindent 6 }}
+  {{- if hasPrefix "azmonitoring." $values.apiVersion }}
+  # The most that Azure Monitor keeps.
+  labelLimit: 63
+  labelNameLengthLimit: 511
+  labelValueLengthLimit: 1023
+  {{- end }}
+  {{ index . 4 }}:
+    - port: metrics
+      path: /metrics
+      interval: {{ $values.interval }}
+      scrapeTimeout: {{ $values.scrapeTimeout }}
+{{- end }}
+{{- end -}}
