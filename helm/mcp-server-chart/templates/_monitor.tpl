@@ -1,4 +1,5 @@
-{{/* A PodMonitor or a ServiceMonitor, which differ in one word. Call with (list . "PodMonitor" values "value name" "endpoints key"). */}}
+{{/* A PodMonitor or a ServiceMonitor, which differ in one word. Call with
+     (list . "PodMonitor" values "value name" "endpoints key" "template of what it selects"). */}}
 {{- define "mcp-server.monitor" -}}
 {{- $root := index . 0 -}}
 {{- $kind := index . 1 -}}
@@ -15,7 +16,7 @@ metadata:
 spec:
   selector:
     matchLabels:
-      {{- include "mcp-server.selectorLabels" $root | nindent 6 }}
+      {{- include (index . 5) $root | nindent 6 }}
   {{- if hasPrefix "azmonitoring." $values.apiVersion }}
   # The most that Azure Monitor keeps.
   labelLimit: 63
