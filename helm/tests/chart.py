@@ -2,8 +2,8 @@
 
 import copy
 import json
-import os
 import re
+import sys
 from pathlib import Path
 
 import helm_python
@@ -213,8 +213,6 @@ def documented_values():
 
 def main():
     """Prints the process of the chart's server as JSON, for tests in other languages: `chart.py [values file]…`."""
-    import sys
-
     layers = [load(path) for path in sys.argv[1:]] or [INSTALL]
     print(json.dumps(process(render(merge(*layers))), indent=2))
 

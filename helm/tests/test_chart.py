@@ -1,5 +1,6 @@
 """What the chart renders, held against Kubernetes, AKS, and the program's settings."""
 
+import functools
 import json
 import re
 import shutil
@@ -18,9 +19,17 @@ from chart import CLIENT, INSTALL, TENANT, merge, none_of, only, render
 KUBERNETES = ["1.30", "1.35", "1.36", "1.37"]
 CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor", "PrometheusRule", "CiliumNetworkPolicy"}
 
+DOCUMENTS = [
+    chart.REPOSITORY / "docs" / "aks.md",
+    chart.REPOSITORY / "docs" / "troubleshooting.md",
+    readme.README,
+    chart.CHART / "templates" / "NOTES.txt",
+]
+
 value_sets = pytest.mark.parametrize("path", chart.VALUE_SETS, ids=lambda path: path.name.removesuffix("-values.yaml"))
 
 
+@functools.cache
 def rendered(path, **options):
     return render(chart.load(path), apis=chart.CUSTOM_KINDS, **options)
 
@@ -672,7 +681,8 @@ def test_checkov_finds_nothing_that_is_not_explained(tmp_path):
         objects += rendered(path, namespace=path.name.removesuffix("-values.yaml"))
     manifests = tmp_path / "all.yaml"
     manifests.write_text(yaml.safe_dump_all(objects))
-    command = [sys.executable, "-m", "checkov.main", "--file", str(manifests), "--config-file", str(chart.REPOSITORY / "helm/tests/checkov.yaml")]
+    config = chart.REPOSITORY / "helm" / "tests" / "checkov.yaml"
+    command = [sys.executable, "-m", "checkov.main", "--file", str(manifests), "--config-file", str(config)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     report = json.loads(run.stdout)
     assert report["summary"]["passed"] > 100 and report["summary"]["parsing_errors"] == 0
@@ -756,6 +766,13 @@ def test_numbers_keep_their_shape():
     assert (env["MAX_REQUEST_BYTES"], env["BACKEND_API_TIMEOUT"], env["DRAIN_DELAY"]) == ("67108864", "0.25", "0")
 
 
+def test_decimals_can_be_set_on_the_command_line():
+    """Helm's `--set` makes numbers of whole numbers only."""
+    process = chart.process(installed(helm_python.parse_set_string("app.backendApiTimeout=2.5,app.shutdownGrace=29.5")))
+    assert (process["env"]["BACKEND_API_TIMEOUT"], process["env"]["SHUTDOWN_GRACE"]) == ("2.5", "29.5")
+    assert process["termination_grace_seconds"] == 65
+
+
 def test_the_table_of_settings_is_the_one_in_the_example_file():
     example = (chart.REPOSITORY / ".env.example").read_text()
     assert set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", example, re.MULTILINE)) == set(chart.settings())
@@ -769,6 +786,21 @@ def test_every_key_is_commented():
 
 def test_the_readme_is_up_to_date():
     assert readme.README.read_text() == readme.updated(), "run scripts/chart-test --update-readme"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_value_that_is_named_in_the_documents_exists(path):
+    values = chart.load(chart.CHART / "values.yaml")
+    text = path.read_text()
+    named = set(re.findall(r"--set(?:-string)? ([a-zA-Z]+(?:\.[a-zA-Z]+)*)", text))
+    tops = "|".join(key for key, value in values.items() if isinstance(value, dict))
+    named |= set(re.findall(rf"[`{{ (]((?:{tops})\.[a-zA-Z]+(?:\.[a-zA-Z]+)*)", text))
+    assert named
+    for name in named - {"app.kubernetes.io", "azure.workload.identity", "monitoring.coreos.com"}:
+        part = values
+        for key in name.split("."):
+            assert isinstance(part, dict) and key in part, f"{path.name} names {name}"
+            part = part[key]
 
 
 # NOTES.txt.
