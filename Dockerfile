@@ -1,0 +1,76 @@
+# The image of mcp-server: one binary, without the stand-ins of `mcp-server demo`, on a base without shell or package manager.
+#
+#     docker build --build-arg VERSION=1.0.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag mcp-server:1.0.0 .
+#
+# Both bases are arguments. Their defaults are tags, which move: a release passes what it has looked up and tested,
+# `--build-arg BUILD_IMAGE=…@sha256:… --build-arg RUNTIME_IMAGE=…@sha256:…`, and no image should be published without.
+# The libc of the builder must not be newer than the one of the runtime: both are of Debian 13.
+#
+# Nothing here is bound to a processor: linux/amd64 and linux/arm64 are each built on a machine of that kind, and
+# `docker buildx build --platform linux/amd64,linux/arm64 --push` with a builder that has a node of each makes one
+# image index of them. Emulation needs no second machine, and much patience.
+#
+# `scripts/image-test` builds this file without Docker and holds the image to its promises.
+ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-trixie
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
+
+
+# cargo-auditable writes the list of dependencies into the binary, where image scanners look for it.
+FROM ${BUILD_IMAGE} AS toolchain
+ARG CARGO_AUDITABLE=0.7.7
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo install --locked cargo-auditable --version "${CARGO_AUDITABLE}"
+
+
+# The dependencies, in a layer that stands until Cargo.toml or Cargo.lock changes. Cargo tells a changed source by its
+# time, which image builders alter: so nothing of our own package stays in this layer, and the target folder is in no
+# cache that outlives a build.
+FROM toolchain AS dependencies
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    mkdir src examples \
+    && touch src/lib.rs \
+    && echo 'fn main() {}' >src/main.rs \
+    && cp src/main.rs examples/stand_ins.rs \
+    && cargo auditable build --locked --release --no-default-features --lib \
+    && cargo clean --locked --release --package mcp-server \
+    && rm -r src
+
+
+FROM dependencies AS build
+COPY src src
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo auditable build --locked --release --no-default-features --bin mcp-server
+# The label must not say what the binary does not.
+ARG VERSION=unreleased
+RUN test "${VERSION}" = unreleased || test "$(target/release/mcp-server --version)" = "mcp-server ${VERSION}"
+
+
+FROM ${RUNTIME_IMAGE}
+COPY --from=build /src/target/release/mcp-server /usr/local/bin/mcp-server
+
+# By number: Kubernetes cannot tell from a name that it is not root's.
+USER 65532:65532
+# MCP and health; metrics. It writes nothing: the root file system may be read-only.
+EXPOSE 8000 9090
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/mcp-server"]
+# For engines that restart what is unhealthy: alive, not ready, for a restart mends neither Entra ID nor the backend.
+# Kubernetes ignores this and has its own probes.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["/usr/local/bin/mcp-server", "healthcheck", "live"]
+
+# Last, so that they spoil no layer.
+ARG VERSION=unreleased
+ARG REVISION=unknown
+# Where the source is, and the name in the registry of MCP servers, once there are any.
+ARG SOURCE=""
+ARG MCP_SERVER_NAME=""
+LABEL org.opencontainers.image.title="mcp-server" \
+      org.opencontainers.image.description="A Model Context Protocol server in front of an internal REST service, with Entra ID tokens for the way out" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      io.modelcontextprotocol.server.name="${MCP_SERVER_NAME}"
