@@ -57,7 +57,7 @@ EXPOSE 8000 9090
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/mcp-server"]
 # For engines that restart what is unhealthy: alive, not ready, for a restart mends neither Entra ID nor the backend.
-# Kubernetes ignores this and has its own probes.
+# Kubernetes ignores this and has its own probes; buildah and podman keep it only with `--format docker`.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["/usr/local/bin/mcp-server", "healthcheck", "live"]
 
