@@ -7,6 +7,7 @@
 mod args;
 mod data;
 mod error;
+mod invisible;
 mod tickets;
 mod users;
 
@@ -140,11 +141,23 @@ fn run<T: Tool>(entry: &'static Entry, server: ToolServer, call: Arc<Call>, argu
     Box::pin(async move {
         let tool: T = args::decode(&entry.rules, arguments)?;
         let output = tool.run(&server.shared.backend, &call).await?;
-        let text = serde_json::to_string(&output).map_err(|_| Problem::internal())?;
+        let (text, value) = render(output).map_err(|_| Problem::internal())?;
         let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
-        result.structured_content = Some(output.into_value().map_err(|_| Problem::internal())?);
+        result.structured_content = Some(value);
         Ok(result)
     })
+}
+
+/// A result as text and as value, without what is in it for the model's eyes only.
+fn render(output: impl Output) -> Result<(String, Value), serde_json::Error> {
+    let text = serde_json::to_string(&output)?;
+    let visible = match invisible::without_invisible(&text) {
+        Cow::Borrowed(_) => return Ok((text, output.into_value()?)),
+        Cow::Owned(visible) => visible,
+    };
+    // Outside of its strings JSON is ASCII, so it is the same object still. Both forms come from the one that was cleaned.
+    let value: Value = serde_json::from_str(&visible)?;
+    Ok((value.to_string(), value))
 }
 
 /// The MCP server: what rmcp calls. Made for every request, so it is one pointer.
