@@ -444,7 +444,7 @@ mod tests {
     use crate::settings::{BackendSettings, Credential, IdentitySettings};
 
     /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
-    fn server() -> ToolServer {
+    fn server(max_in_flight_per_tool: usize) -> ToolServer {
         let nowhere = |url: &str| url::Url::parse(url).unwrap();
         let identity = IdentitySettings {
             tenant_id: "contoso.example".to_owned(),
@@ -458,15 +458,15 @@ mod tests {
         let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
-        ToolServer::new(Arc::new(backend), metrics, 1, false, CancellationToken::new())
+        ToolServer::new(Arc::new(backend), metrics, max_in_flight_per_tool, false, CancellationToken::new())
     }
 
-    fn ending(server: &ToolServer) -> Ending {
+    fn ending(server: &ToolServer, tool: usize) -> Ending {
         let trace = RequestTrace::new(&http::HeaderMap::new());
         Ending {
             shared: Arc::clone(&server.shared),
-            tool: 0,
-            name: "create_ticket".into(),
+            tool,
+            name: TOOL_NAMES[tool].into(),
             call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
             caller: None,
             trace,
@@ -481,27 +481,69 @@ mod tests {
         serde_json::from_str(text[0]["text"].as_str().unwrap()).unwrap()
     }
 
+    /// The tool's row of the table with something else to run.
+    fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
+        let Entry { definition, effect, .. } = &TOOLS[tool];
+        let rules = Rules::of(&definition.input_schema);
+        Box::leak(Box::new(Entry { definition: definition.clone(), rules, effect: *effect, index: tool, run }))
+    }
+
     #[tokio::test]
-    async fn a_panic_in_a_tool_is_our_fault_and_says_so() {
-        let panics = entry::<users::ListUsers>(3);
-        let panics =
-            Entry { run: |_, _, _, _| Box::pin(async { panic!("a bug, with a secret in its message") }), ..panics };
-        let server = server();
-        let ending = ending(&server);
-        let trace_id = ending.trace.context().trace_id().to_string();
-        let result = server.clone().execute(Box::leak(Box::new(panics)), ending, JsonObject::new()).await;
-        let error = error_of(&result);
-        assert_eq!(error["error"], "INTERNAL_ERROR");
-        assert_eq!(error["details"], json!({ "retryable": false, "trace_id": trace_id }));
-        assert!(!error.to_string().contains("secret"), "{error}");
-        assert!(server.shared.metrics.encode().unwrap().contains("mcp_server_panics_total 1"));
+    async fn a_panic_in_any_tool_is_our_fault_says_so_at_once_and_hurts_no_other_call() {
+        const TIMES: usize = 20;
+        let server = server(TIMES * 2);
+        for tool in 0..TOOLS.len() {
+            let panics = running(tool, |_, _, _, _| {
+                Box::pin(async {
+                    tokio::task::yield_now().await;
+                    panic!("a bug, with a secret in its message")
+                })
+            });
+            let works = running(tool, |_, _, _, _| {
+                Box::pin(async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok(CallToolResult::success(Vec::new()))
+                })
+            });
+            let calls =
+                (0..TIMES * 2).map(|number| {
+                    let ending = ending(&server, tool);
+                    let trace_id = ending.trace.context().trace_id().to_string();
+                    let entry = if number % 2 == 0 { panics } else { works };
+                    let call = server.clone().execute(entry, ending, JsonObject::new());
+                    async move {
+                        (number % 2 == 0, trace_id, tokio::time::timeout(Duration::from_secs(1), call).await.unwrap())
+                    }
+                });
+            for (panicked, trace_id, result) in futures_util::future::join_all(calls).await {
+                if !panicked {
+                    assert_eq!(result.is_error, Some(false), "{}", TOOL_NAMES[tool]);
+                    continue;
+                }
+                let error = error_of(&result);
+                assert_eq!(error["error"], "INTERNAL_ERROR");
+                assert_eq!(error["details"], json!({ "retryable": false, "trace_id": trace_id }));
+                assert!(!error.to_string().contains("secret"), "{error}");
+            }
+            assert_eq!(server.shared.room[tool].available_permits(), TIMES * 2);
+        }
+        let figures = server.shared.metrics.encode().unwrap();
+        assert!(figures.contains("mcp_server_panics_total 100"), "{figures}");
+        for tool in TOOL_NAMES {
+            for outcome in ["", "INTERNAL_ERROR"] {
+                let ended = format!(
+                    r#"_count{{mcp_method_name="tools/call",gen_ai_tool_name="{tool}",error_type="{outcome}"}} 20"#
+                );
+                assert!(figures.contains(&ended), "{ended}: {figures}");
+            }
+        }
     }
 
     #[tokio::test]
     async fn a_tool_that_is_full_refuses_at_once() {
-        let server = server();
+        let server = server(1);
         let _only_seat = server.shared.room[0].try_acquire().unwrap();
-        let result = server.clone().execute(&TOOLS[0], ending(&server), JsonObject::new()).await;
+        let result = server.clone().execute(&TOOLS[0], ending(&server, 0), JsonObject::new()).await;
         let error = error_of(&result);
         assert_eq!(error["error"], "SERVICE_ERROR");
         assert_eq!(

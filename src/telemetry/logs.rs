@@ -431,6 +431,24 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_one_line_that_tells_its_place_and_not_its_payload() {
+        let before = std::panic::take_hook();
+        log_panics();
+        let lines = lines_of(|| {
+            let span = tracing::error_span!("request", trace_id = "0af7651916cd43dd8448eb211c80319c");
+            let _inside = span.enter();
+            let panicked = std::panic::catch_unwind(|| panic!("canary in\nthe payload"));
+            assert!(panicked.is_err());
+        });
+        std::panic::set_hook(before);
+        let [line] = lines.as_slice() else { panic!("{lines:#?}") };
+        assert_eq!((&line["level"], &line["logger"]), (&"ERROR".into(), &"mcp_server::telemetry::logs".into()));
+        assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+        assert!(line["panic.location"].as_str().unwrap().starts_with("src/telemetry/logs.rs:"), "{line}");
+        assert!(!line.to_string().contains("canary"), "{line}");
+    }
+
+    #[test]
     fn libraries_cannot_print_arguments() {
         let lines = lines_of(|| {
             tracing::debug!(target: "rmcp::handler", "arguments");
