@@ -19,6 +19,7 @@ use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
 use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -42,6 +43,7 @@ const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-
 /// A request has at most so many header fields, and so many bytes of them.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 /// The HTTP side of the server.
 pub struct Web {
@@ -56,6 +58,7 @@ struct Endpoint<S> {
     metrics: Arc<Metrics>,
     /// Room for requests at the same time.
     room: Semaphore,
+    max_request_bytes: u64,
     wall: Duration,
 }
 
@@ -72,6 +75,7 @@ impl Web {
             mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
             metrics: Arc::clone(&metrics),
             room: Semaphore::new(settings.max_in_flight),
+            max_request_bytes: settings.max_request_bytes as u64,
             // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
             wall: call_timeout + Duration::from_secs(5),
         });
@@ -130,7 +134,36 @@ impl Web {
 fn has_too_large_a_head(request: &Request) -> bool {
     let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    headers.len() > MAX_HEADERS || bytes + request.uri().path().len() > MAX_HEAD_BYTES
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    headers.len() > MAX_HEADERS || bytes + target + request.method().as_str().len() > MAX_HEAD_BYTES
+}
+
+/// What two readers of the same request could take for two different requests: a proxy or a gateway before us may have decided on
+/// the other one.
+fn is_ambiguous(request: &Request) -> Option<&'static str> {
+    let headers = request.headers();
+    let repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    // rmcp sees to `Mcp-Method` and `Mcp-Name`, and hyper to `Content-Length`.
+    let once = [header::HOST, header::ORIGIN, header::CONTENT_TYPE, MCP_PROTOCOL_VERSION, header::TRANSFER_ENCODING];
+    if once.iter().any(repeated) {
+        return Some(
+            "`Host`, `Origin`, `Content-Type`, `MCP-Protocol-Version` and `Transfer-Encoding` may stand in a request once.",
+        );
+    }
+    if headers.get(header::TRANSFER_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Some("The one `Transfer-Encoding` that this server reads is `chunked`.");
+    }
+    // RFC 9112 section 3.2.2: in a target in absolute form, the host in it counts, and rmcp checks the other.
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes);
+    if request
+        .uri()
+        .authority()
+        .is_some_and(|authority| host.is_none_or(|host| !host.eq_ignore_ascii_case(authority.as_str().as_bytes())))
+    {
+        return Some("The request's target names another host than its `Host` header.");
+    }
+    None
 }
 
 /// How rmcp serves: without MCP sessions, so that any replica answers any request, and as plain JSON unless a tool streams.
@@ -169,7 +202,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([
             HeaderName::from_static("mcp-session-id"),
-            HeaderName::from_static("mcp-protocol-version"),
+            MCP_PROTOCOL_VERSION,
             TRACEPARENT,
             header::WWW_AUTHENTICATE,
             header::RETRY_AFTER,
@@ -182,8 +215,12 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     State(endpoint): State<Arc<Endpoint<S>>>,
     request: Request,
 ) -> Response {
-    if request.headers().get_all(header::HOST).iter().count() > 1 {
-        return problem::bad_request("The request has more than one `Host` header.");
+    if let Some(why) = is_ambiguous(&request) {
+        return problem::bad_request(why);
+    }
+    if request.body().size_hint().lower() > endpoint.max_request_bytes {
+        // Before the body has arrived, or a client that waits for `100 Continue` has sent it.
+        return problem::body_too_large();
     }
     let Ok(_room) = endpoint.room.try_acquire() else {
         endpoint.metrics.shed(Shed::Server);

@@ -13,6 +13,8 @@ use crate::telemetry::trace::RequestTrace;
 
 /// rmcp's own error texts are shorter than this.
 const LONGEST_TEXT: usize = 4_096;
+const BODY_TOO_LARGE: &str =
+    "The request is larger than this server reads (MAX_REQUEST_BYTES). No legal call is: shorten its texts.";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A problem as the answer to a request. [`speak_plainly`] adds the trace id on the way out.
@@ -39,6 +41,11 @@ pub(super) fn bad_request(message: &str) -> Response {
 pub(super) fn head_too_large() -> Response {
     let message = "The request has too many header fields, or too long ones. Send only those that MCP needs.";
     response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Problem::new(ErrorCode::ValidationError, message))
+}
+
+/// A body that is larger than we read, by its own account or as it came.
+pub(super) fn body_too_large() -> Response {
+    response(StatusCode::PAYLOAD_TOO_LARGE, Problem::new(ErrorCode::ValidationError, BODY_TOO_LARGE))
 }
 
 /// There is no room now.
@@ -141,10 +148,7 @@ fn in_our_words(status: StatusCode, text: &str) -> (StatusCode, Problem) {
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
             (ErrorCode::ValidationError, "MCP messages are JSON: send `Content-Type: application/json`.")
         }
-        StatusCode::PAYLOAD_TOO_LARGE => (
-            ErrorCode::ValidationError,
-            "The request is larger than this server reads (MAX_REQUEST_BYTES). No legal call is: shorten its texts.",
-        ),
+        StatusCode::PAYLOAD_TOO_LARGE => (ErrorCode::ValidationError, BODY_TOO_LARGE),
         StatusCode::BAD_REQUEST if text.contains("MCP-Protocol-Version") => (
             ErrorCode::ValidationError,
             "The `MCP-Protocol-Version` header names no revision that this server speaks: 2025-03-26, 2025-06-18, 2025-11-25, 2026-07-28.",
