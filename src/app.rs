@@ -9,7 +9,7 @@ pub mod demo;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error_span, info, warn};
 
-use crate::backend::{BackendClient, Route};
+use crate::backend::{BackendClient, BreakerState, Route};
 use crate::identity::{IdentityStartError, TokenSource};
 use crate::settings::Settings;
 use crate::telemetry::metrics::Metrics;
@@ -95,8 +95,10 @@ impl App {
             warn!("{warning}");
         }
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
-        let metrics = Arc::new(metrics_of(&identity));
+        let observed = Arc::new(OnceLock::new());
+        let metrics = Arc::new(metrics_of(&identity, &observed));
         let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?);
+        let _ = observed.set(Arc::downgrade(&backend));
         let health = Arc::new(Health::new(move || identity.is_healthy(), settings.backend.check_in_readiness));
         let out_of_time = CancellationToken::new();
         let tools = ToolServer::new(
@@ -142,6 +144,10 @@ impl App {
     ///
     /// When a task that the server cannot do without ends by itself; the stop is in good order all the same.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+        self.start().until(shutdown).await
+    }
+
+    fn start(self) -> Serving {
         info!(server.address = %self.address().ip(), server.port = self.address().port(), "serving MCP on http://{}/mcp", self.address());
         let stop_accepting = CancellationToken::new();
         let connections = TaskTracker::new();
@@ -163,18 +169,40 @@ impl App {
         if self.health.checks_backend() {
             let (backend, health, metrics) = (self.backend, Arc::clone(&self.health), Arc::clone(&self.metrics));
             let watch = async move {
-                while AssertUnwindSafe(watch_backend(&backend, &health)).catch_unwind().await.is_err() {
-                    metrics.task_restarted();
-                    tokio::time::sleep(HEALTH_INTERVAL).await;
-                }
+                through_panics(&metrics, || watch_backend(&backend, &health)).await;
                 "watch the backend"
             };
             tasks.spawn(watch.instrument(error_span!("watch_backend")));
         }
+        Serving {
+            tasks,
+            connections,
+            stop_accepting,
+            health: self.health,
+            out_of_time: self.out_of_time,
+            drain_delay: self.drain_delay,
+            shutdown_grace: self.shutdown_grace,
+        }
+    }
+}
 
+/// The server, serving.
+struct Serving {
+    /// Tasks that never end by themselves; each gives its name if it does.
+    tasks: JoinSet<&'static str>,
+    connections: TaskTracker,
+    stop_accepting: CancellationToken,
+    health: Arc<Health>,
+    out_of_time: CancellationToken,
+    drain_delay: Duration,
+    shutdown_grace: Duration,
+}
+
+impl Serving {
+    async fn until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let ended = tokio::select! {
             () = shutdown => None,
-            ended = tasks.join_next() => ended,
+            ended = self.tasks.join_next() => ended,
         };
         let stopping_since = Instant::now();
         self.health.drain();
@@ -183,17 +211,17 @@ impl App {
             self.drain_delay, self.shutdown_grace
         );
         tokio::time::sleep(self.drain_delay).await;
-        stop_accepting.cancel();
-        connections.close();
-        let in_time = tokio::time::timeout_at(stopping_since + self.shutdown_grace, connections.wait()).await;
+        self.stop_accepting.cancel();
+        self.connections.close();
+        let in_time = tokio::time::timeout_at(stopping_since + self.shutdown_grace, self.connections.wait()).await;
         if in_time.is_err() {
             warn!(
                 "{} connections are still busy after {:?}: giving up on their calls",
-                connections.len(),
+                self.connections.len(),
                 self.shutdown_grace
             );
             self.out_of_time.cancel();
-            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+            let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
         info!("stopped");
         match ended {
@@ -204,9 +232,28 @@ impl App {
     }
 }
 
-/// The figures, with those that the identity holds in memory anyway.
-fn metrics_of(identity: &Arc<TokenSource>) -> Metrics {
+/// Runs what should never end, and again after each panic: a bug in it must not cost the server the whole of it.
+async fn through_panics<F: Future<Output = ()>>(metrics: &Metrics, work: impl Fn() -> F) {
+    while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
+        metrics.task_restarted();
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+/// The figures, with those that the identity and the backend hold in memory anyway. The backend counts in them itself and joins
+/// later, so it is held weakly.
+fn metrics_of(identity: &Arc<TokenSource>, backend: &Arc<OnceLock<Weak<BackendClient>>>) -> Metrics {
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
+    let backend = Arc::clone(backend);
+    metrics.observe(
+        "mcp_server_backend_circuit_breaker",
+        "What the circuit breaker does with calls: 0 lets them through, 1 tries one, 2 refuses them",
+        move || match backend.get().and_then(Weak::upgrade).map(|backend| backend.breaker_state()) {
+            None | Some(BreakerState::Closed) => 0.0,
+            Some(BreakerState::HalfOpen) => 1.0,
+            Some(BreakerState::Open) => 2.0,
+        },
+    );
     let source = Arc::clone(identity);
     metrics.observe(
         "mcp_server_token_expires_in_seconds",
@@ -245,4 +292,64 @@ fn chain(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+    use crate::settings::{BackendSettings, Credential, IdentitySettings, LogSettings, WebSettings};
+
+    /// A server whose Entra and backend do not exist, serving on ports that the system chooses.
+    fn serving() -> Serving {
+        let nowhere = |url: &str| url::Url::parse(url).unwrap();
+        let identity = IdentitySettings {
+            tenant_id: "contoso.example".to_owned(),
+            client_id: "66666666-7777-8888-9999-000000000000".to_owned(),
+            authority: nowhere("https://localhost:1"),
+            scopes: vec!["api://backend/.default".to_owned()],
+            credential: Credential::ClientSecret { secret: "secret".to_owned().into() },
+            extra_ca_pem: None,
+        };
+        let web = WebSettings {
+            host: [127, 0, 0, 1].into(),
+            port: 0,
+            metrics_port: None,
+            drain_delay: Duration::from_millis(10),
+            ..WebSettings::default()
+        };
+        let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
+        let log = LogSettings::default();
+        App::bind(&Settings { identity, backend, web, log, warnings: Vec::new() }).unwrap().start()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_loses_a_task_it_cannot_do_without_drains_and_says_which() {
+        let mut lost = serving();
+        let health = Arc::clone(&lost.health);
+        lost.tasks.spawn(async { "accept connections" });
+        let error = lost.until(pending()).await.unwrap_err();
+        assert!(matches!(error, AppError::TaskEnded { task: "accept connections", source: None }), "{error}");
+        assert!(health.is_draining());
+
+        let mut panicking = serving();
+        panicking.tasks.spawn(async { panic!("a bug in a task") });
+        let error = panicking.until(pending()).await.unwrap_err();
+        assert!(matches!(&error, AppError::TaskEnded { source: Some(panic), .. } if panic.is_panic()), "{error}");
+        serving().until(async {}).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_panics_starts_again_after_a_pause_and_is_counted() {
+        let metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
+        let (runs, begin) = (AtomicU32::new(0), Instant::now());
+        through_panics(&metrics, || async {
+            assert!(runs.fetch_add(1, Relaxed) >= 3, "a bug in the work");
+        })
+        .await;
+        assert_eq!((runs.load(Relaxed), begin.elapsed()), (4, 3 * HEALTH_INTERVAL));
+        assert!(metrics.encode().unwrap().contains("mcp_server_task_restarts_total 3"));
+    }
 }
