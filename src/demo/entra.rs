@@ -186,8 +186,32 @@ struct State {
     faults: Faults,
     log: Log<TokenRequest>,
     token_requests: Counter,
+    at_once: Arc<AtOnce>,
     cancelled: Arc<Counter>,
     line_breaks: std::sync::atomic::AtomicBool,
+}
+
+/// How many are inside, and how many were at most.
+#[derive(Default)]
+struct AtOnce {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+impl AtOnce {
+    fn enter(self: &Arc<Self>) -> Inside {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Inside(Arc::clone(self))
+    }
+}
+
+struct Inside(Arc<AtOnce>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl StandInEntra {
@@ -203,6 +227,7 @@ impl StandInEntra {
             faults: Faults::default(),
             log: Log::new(options.log_capacity),
             token_requests: Counter::default(),
+            at_once: Arc::default(),
             cancelled: Arc::default(),
             line_breaks: false.into(),
             directory: Directory {
@@ -355,6 +380,12 @@ impl StandInEntra {
     #[must_use]
     pub fn token_request_count(&self) -> &Counter {
         &self.state.token_requests
+    }
+
+    /// How many token requests there were at the same time, at most.
+    #[must_use]
+    pub fn token_requests_at_once(&self) -> u64 {
+        self.state.at_once.most.load(Ordering::Relaxed)
     }
 
     /// How many requests lost their client before they were answered.
@@ -516,6 +547,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
     let path = head.uri.path().to_owned();
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let to_token_endpoint = matches!(segments.as_slice(), [_, "oauth2", "v2.0", "token"]);
+    let _one_of = to_token_endpoint.then(|| state.at_once.enter());
     let body = read_body(body).await;
     let form: Form = form_urlencoded::parse(body.as_deref().unwrap_or_default()).into_owned().collect();
     let entry = to_token_endpoint.then(|| {
