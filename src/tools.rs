@@ -492,7 +492,7 @@ mod tests {
     async fn a_panic_in_any_tool_is_our_fault_says_so_at_once_and_hurts_no_other_call() {
         const TIMES: usize = 20;
         let server = server(TIMES * 2);
-        for tool in 0..TOOLS.len() {
+        for (tool, name) in TOOL_NAMES.into_iter().enumerate() {
             let panics = running(tool, |_, _, _, _| {
                 Box::pin(async {
                     tokio::task::yield_now().await;
@@ -517,7 +517,7 @@ mod tests {
                 });
             for (panicked, trace_id, result) in futures_util::future::join_all(calls).await {
                 if !panicked {
-                    assert_eq!(result.is_error, Some(false), "{}", TOOL_NAMES[tool]);
+                    assert_eq!(result.is_error, Some(false), "{name}");
                     continue;
                 }
                 let error = error_of(&result);

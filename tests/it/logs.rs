@@ -5,14 +5,9 @@ use mcp_server::demo::fault::FaultRule;
 use mcp_server::demo::{DemoOptions, StandIns};
 use serde_json::{Value, json};
 
+use crate::support::canaries::{DESCRIPTION, FILTER, INBOUND, ROW, TITLE, UNKNOWN, assert_clean};
 use crate::support::process::{Client, Finished, Program, ReservedPort, Running};
 use crate::support::until;
-
-const TITLE: &str = "canary-title-of-a-ticket";
-const DESCRIPTION: &str = "canary-description-of-a-ticket";
-const FILTER: &str = "canary-value-of-a-filter";
-const UNKNOWN: &str = "canary-of-an-argument-nobody-knows";
-const INBOUND: &str = "canary-of-the-callers-own-token";
 
 /// A server with everything that happened to it on record.
 struct Recorded {
@@ -64,9 +59,9 @@ impl Recorded {
         let bad = json!({ "title": TITLE.repeat(50), "description": DESCRIPTION, "secret": UNKNOWN });
         calls.push((self.call("create_ticket", bad).await, "VALIDATION_ERROR"));
         calls.push((self.call("get_user_profile", json!({ "user_id": "nobody" })).await, "SERVICE_ERROR"));
-        self.fail_with([FaultRule::status(500).body(json!({ "detail": DESCRIPTION }).to_string())]);
+        self.fail_with([FaultRule::status(500).body(json!({ "detail": ROW }).to_string())]);
         calls.push((self.call("create_ticket", ticket.clone()).await, "SERVICE_ERROR"));
-        self.fail_with([FaultRule::broken_json()]);
+        self.fail_with([FaultRule::status(200).body(format!(r#"{{"data":[{{"{ROW}":"{ROW}"}}],"data":"{ROW}"}}"#))]);
         calls.push((self.call("query_data", query.clone()).await, "SERVICE_ERROR"));
         self.fail_with([FaultRule::hang()]);
         calls.push((self.call("create_ticket", ticket.clone()).await, "TIMEOUT_ERROR"));
@@ -176,7 +171,9 @@ async fn secrets_and_what_callers_sent_appear_nowhere_else() {
         }
         let signatures = tokens.iter().map(|token| token.rsplit('.').next().unwrap());
         let assertion_signature = assertion.rsplit('.').next().filter(|text| !text.is_empty());
-        let canaries = [CLIENT_SECRET, TITLE, DESCRIPTION, FILTER, UNKNOWN, INBOUND];
+        let canaries = [CLIENT_SECRET, TITLE, DESCRIPTION, FILTER, UNKNOWN, INBOUND, ROW];
+        assert_clean(&metrics);
+        assert_clean(&answers);
         for canary in canaries.into_iter().chain(signatures).chain(assertion_signature) {
             for line in &finished.stdout {
                 assert!(!line.contains(canary), "`{canary}` in the log: {line}");
@@ -203,7 +200,7 @@ async fn with_debug_the_lines_are_for_people() {
 async fn libraries_repeat_nothing_at_info_that_we_say_ourselves() {
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     stand_ins.entra.set_fault([FaultRule::status(503)]);
-    let server = Program::serve(&stand_ins).start();
+    let server = Program::serve(&stand_ins).env("LOG_LEVEL", "INFO").start();
     let client = server.client().await;
     server.stdout.line("calls to the backend fail").await;
     client.call("list_users", json!({})).send().await.unwrap();

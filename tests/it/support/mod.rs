@@ -1,7 +1,9 @@
 //! The server under test with its stand-ins, and a small MCP client that speaks both eras.
 
 pub mod calls;
+pub mod canaries;
 pub mod process;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ pub struct TestApp {
     pub http: reqwest::Client,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), AppError>>,
+    _watch: canaries::Watch,
 }
 
 impl TestApp {
@@ -58,6 +61,7 @@ impl TestApp {
 
     /// The same with stand-ins that were prepared beforehand, and may serve several servers.
     pub async fn spawn_against(stand_ins: impl Into<Arc<StandIns>>, change: impl FnOnce(&mut Settings)) -> Self {
+        let watch = canaries::Watch::begin();
         let stand_ins = stand_ins.into();
         let mut settings = settings(stand_ins.identity_settings(), &stand_ins);
         change(&mut settings);
@@ -68,7 +72,7 @@ impl TestApp {
             let _ = told.await;
         }));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { stand_ins, address, metrics_address, http, shutdown: Some(shutdown), running }
+        Self { stand_ins, address, metrics_address, http, shutdown: Some(shutdown), running, _watch: watch }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -123,6 +127,28 @@ impl TestApp {
     pub async fn until_ready(&self) {
         until(|| async { self.http.get(self.url("/health/ready")).send().await.is_ok_and(|a| a.status() == 200) })
             .await;
+    }
+
+    /// What the management listener prints.
+    pub async fn metrics(&self) -> String {
+        let answer = self.http.get(format!("http://{}/metrics", self.metrics_address)).send().await.unwrap();
+        answer.text().await.unwrap()
+    }
+
+    /// One figure, by its name with its labels.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no `{series}` in {text}")).parse().unwrap()
+    }
+
+    /// Waits until no request is in flight, neither here nor at the backend.
+    pub async fn until_idle(&self) {
+        until(async || {
+            self.metric("http_server_active_requests").await == 0.0
+                && self.metric("http_client_active_requests").await == 0.0
+        })
+        .await;
     }
 
     /// Tells the server to stop, without waiting for it.

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 
+use super::canaries::assert_clean;
 use super::{CallResult, Era, message, until};
 
 /// Longer than anything here takes on a busy machine.
@@ -51,6 +52,7 @@ impl Program {
             .env("PORT", "0")
             .env("METRICS_PORT", "0")
             .env("DRAIN_DELAY", "0")
+            .env("LOG_LEVEL", "trace")
     }
 
     /// `demo` on a port that the system chooses.
@@ -95,7 +97,7 @@ impl Program {
     }
 }
 
-/// The binary, running; dropping it kills it.
+/// The binary, running; dropping it kills it, and fails the test if it has printed what it must not.
 pub struct Running {
     child: Child,
     pub stdout: Lines,
@@ -143,10 +145,27 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Its memory in bytes, now and at most so far.
+    pub fn memory(&self) -> (u64, u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let kilobytes = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        (kilobytes("VmRSS:") << 10, kilobytes("VmHWM:") << 10)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            for line in [self.stdout.so_far(), self.stderr.so_far()].concat() {
+                assert_clean(&line);
+            }
+        }
     }
 }
 
