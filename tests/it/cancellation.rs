@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use mcp_server::demo::fault::FaultRule;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
+use crate::support::calls::TOOLS;
 use crate::support::{Era, TestApp, until};
 
 /// Sends a call, waits until the backend has it, and closes the connection.
@@ -33,7 +35,46 @@ async fn a_read_whose_client_leaves_is_given_up_at_once() {
         call_and_leave(&app, era, "get_user_profile", json!({ "user_id": "42" })).await;
         let cancelled = app.stand_ins.backend.cancelled_count().reaches(given_up as u64 + 1);
         tokio::time::timeout(Duration::from_secs(1), cancelled).await.expect("the backend's work goes on for nobody");
+        app.until_idle().await;
     }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_calls_whose_clients_left() {
+    let app = TestApp::spawn_with(|settings| {
+        settings.backend.timeout = Duration::from_secs(2);
+        settings.backend.max_concurrency = 50;
+        // The tickets, which nobody waits for, end in timeouts.
+        settings.backend.circuit_breaker = false;
+        settings.web.max_in_flight_per_tool = 10;
+        settings.web.max_in_flight = 50;
+    })
+    .await;
+    app.stand_ins.backend.set_fault([FaultRule::hang()]);
+    for round in 1..=2 {
+        let calls: Vec<_> = (0..10)
+            .flat_map(|_| TOOLS)
+            .map(|tool| {
+                let arguments = match tool {
+                    "get_user_profile" => json!({ "user_id": "42" }),
+                    "query_data" => json!({ "dataset": "sales" }),
+                    "create_ticket" => json!({ "title": "left", "description": "long enough" }),
+                    _ => json!({}),
+                };
+                let call = app.request(Era::Modern, "tools/call", json!({ "name": tool, "arguments": arguments }));
+                tokio::spawn(call.header("connection", "close").send())
+            })
+            .collect();
+        until(async || app.stand_ins.backend.request_count().get() == round * 50).await;
+        calls.iter().for_each(JoinHandle::abort);
+        app.until_idle().await;
+        until(async || app.metric("http_server_open_connections").await == 0.0).await;
+    }
+    app.stand_ins.backend.set_fault([]);
+    app.call(Era::Modern, "create_ticket", json!({ "title": "after", "description": "long enough" }))
+        .await
+        .structured();
+    assert_eq!(app.stand_ins.backend.request_count().get(), 101);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use crate::support::{CallResult, Era, TestApp};
 
 /// Stands in every body of a failing backend; may stand in no answer of ours.
 const CANARY: &str = "canary-7f3a-in-the-body";
-const CAP: usize = 64 << 10;
+pub const CAP: usize = 64 << 10;
 
 const NOT_FOUND: &str = "The backend has no user `42`.";
 const NO_TICKETS: &str = "The backend has no place for tickets.";
@@ -62,7 +62,7 @@ fn object(error: &str, message: &str, details: &str) -> String {
 }
 
 /// An answer of the backend with the canary in its body.
-fn status(code: u16) -> FaultRule {
+pub fn status(code: u16) -> FaultRule {
     FaultRule::status(code).body(json!({ "title": CANARY, "detail": CANARY, "status": code }).to_string())
 }
 
@@ -73,12 +73,17 @@ async fn app() -> TestApp {
 
 async fn app_with(change: impl FnOnce(&mut BackendSettings)) -> TestApp {
     TestApp::spawn_with(|settings| {
-        settings.backend.max_response_bytes = CAP;
-        settings.backend.circuit_breaker = false;
-        settings.backend.retry_floor = 1_000;
+        persistent(&mut settings.backend);
         change(&mut settings.backend);
     })
     .await
+}
+
+/// Neither the breaker nor the budget stops it.
+pub fn persistent(backend: &mut BackendSettings) {
+    backend.max_response_bytes = CAP;
+    backend.circuit_breaker = false;
+    backend.retry_floor = 1_000;
 }
 
 async fn read(app: &TestApp, era: Era) -> (CallResult, Vec<RecordedRequest>) {

@@ -2,9 +2,10 @@
 //! callers are told when it refuses.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use mcp_server::demo::entra::{CLIENT_SECRET, EXPIRED_CLIENT_SECRET};
 use mcp_server::demo::fault::FaultRule;
 use mcp_server::demo::{DemoOptions, StandIns, digest};
@@ -290,4 +291,162 @@ async fn a_backend_that_refuses_every_token_costs_one_forced_refresh_however_man
         assert_eq!(result.error()["error"], "AUTHENTICATION_ERROR");
     }
     assert_eq!((token_requests(&app), app.backend_requests().len()), (2, 52));
+}
+
+/// What a caller gets while something is wrong on the way to the token.
+enum Ends {
+    Well,
+    /// With an AUTHENTICATION_ERROR that may pass by itself or not, and whose message holds these words.
+    Badly {
+        retryable: bool,
+        words: &'static str,
+    },
+}
+
+#[tokio::test]
+async fn every_fault_on_the_way_to_a_token_ends_calls_in_time_and_never_asks_twice_at_once() {
+    use Ends::{Badly, Well};
+
+    let timeout = Duration::from_secs(3);
+    let status = |code| vec![FaultRule::status(code)];
+    let answers = |body: &str| vec![FaultRule::status(200).body(body.to_owned())];
+    let secret = None;
+    let file = |content: Option<&'static str>| Some(content);
+    let [unwell, refuses] = ["is unwell", "refuses this sign-in"];
+    let garbage = Badly { retryable: false, words: "no usable token" };
+    let rows = [
+        ("no file", file(None), vec![], 3_599, Badly { retryable: false, words: "AZURE_FEDERATED_TOKEN_FILE" }, 0),
+        (
+            "an empty file",
+            file(Some(" \n")),
+            vec![],
+            3_599,
+            Badly { retryable: false, words: "AZURE_FEDERATED_TOKEN_FILE" },
+            0,
+        ),
+        ("400", secret, status(400), 3_599, Badly { retryable: false, words: refuses }, 1),
+        ("401", secret, status(401), 3_599, Badly { retryable: false, words: refuses }, 1),
+        ("429", secret, status(429), 3_599, Badly { retryable: true, words: "throttles" }, 1),
+        ("500", secret, status(500), 3_599, Badly { retryable: true, words: unwell }, 2),
+        ("503", secret, status(503), 3_599, Badly { retryable: true, words: unwell }, 2),
+        ("503 once", secret, vec![FaultRule::status(503).times(1)], 3_599, Well, 2),
+        (
+            "closes",
+            secret,
+            vec![FaultRule::close_before_head()],
+            3_599,
+            Badly { retryable: true, words: "no connection" },
+            2,
+        ),
+        ("hangs", secret, vec![FaultRule::hang()], 3_599, Badly { retryable: true, words: "in time" }, 2),
+        ("slow", secret, vec![FaultRule::delay(Duration::from_millis(700))], 3_599, Well, 1),
+        (
+            "too slow",
+            secret,
+            vec![FaultRule::delay(Duration::from_secs(30))],
+            3_599,
+            Badly { retryable: true, words: "in time" },
+            2,
+        ),
+        ("broken JSON", secret, vec![FaultRule::broken_json()], 3_599, garbage, 1),
+        (
+            "wrong types",
+            secret,
+            vec![FaultRule::wrong_types()],
+            3_599,
+            Badly { retryable: false, words: "no usable token" },
+            1,
+        ),
+        ("nothing", secret, answers(""), 3_599, Badly { retryable: false, words: "no usable token" }, 1),
+        (
+            "too much",
+            secret,
+            vec![FaultRule::huge_body(300_000)],
+            3_599,
+            Badly { retryable: false, words: "no usable token" },
+            1,
+        ),
+        ("tokens of three seconds", secret, vec![], 3, Well, 2),
+    ];
+    // Four at once, for each has keys of its own to make.
+    let every = stream::iter(rows).for_each_concurrent(4, async |(name, assertion, faults, lifetime, ends, most)| {
+        let stand_ins = stand_ins_with_lifetime(lifetime).await;
+        stand_ins.entra.set_fault(faults);
+        let folder = tempfile::tempdir().unwrap();
+        let app = TestApp::spawn_against(stand_ins, |settings| {
+            settings.backend.timeout = timeout;
+            if let Some(content) = assertion {
+                let token_file = folder.path().join("token");
+                if let Some(content) = content {
+                    std::fs::write(&token_file, content).unwrap();
+                }
+                settings.identity.credential = Credential::WorkloadIdentity { token_file };
+            }
+        })
+        .await;
+        let begin = Instant::now();
+        for result in join_all((0..20).map(|_| ask(&app))).await {
+            match &ends {
+                Well => drop(result.structured()),
+                Badly { retryable, words } => {
+                    let error = result.error();
+                    assert_eq!(error["error"], "AUTHENTICATION_ERROR", "{name}: {error}");
+                    assert_eq!(error["details"]["retryable"], *retryable, "{name}: {error}");
+                    assert!(error["message"].as_str().unwrap().contains(words), "{name}: {error}");
+                }
+            }
+        }
+        // A busy machine is late as well; the SDK by itself would take 82 s.
+        assert!(begin.elapsed() < 2 * timeout, "{name}: {:?}", begin.elapsed());
+        assert!(token_requests(&app) <= most, "{name}: {} token requests", token_requests(&app));
+        assert!(app.stand_ins.entra.token_requests_at_once() <= 1, "{name}");
+        let calls = if matches!(ends, Well) { 20 } else { 0 };
+        assert_eq!(app.backend_requests().len(), calls, "{name}");
+    });
+    every.await;
+}
+
+/// The life of a token is counted from the moment it was asked for, by a clock that nobody sets: what Entra's clock says, and ours,
+/// does not matter. (The clock of the machine cannot be set in a test; the token's own times can.)
+#[tokio::test]
+async fn a_clock_that_is_ten_minutes_wrong_costs_neither_calls_nor_token_requests() {
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    for minutes in [-10, 10] {
+        let stand_ins = stand_ins().await;
+        let at = |seconds: i64| now + minutes * 60 + seconds;
+        let token = stand_ins.entra.access_token(&json!({ "iat": at(0), "nbf": at(0), "exp": at(3_599) }));
+        let answer = json!({
+            "token_type": "Bearer", "access_token": token, "expires_in": 3_599, "ext_expires_in": 3_599,
+            "expires_on": at(3_599), "not_before": at(0),
+        });
+        stand_ins.entra.set_fault([FaultRule::status(200)
+            .body(answer.to_string())
+            .header("date", "Thu, 01 Jan 2026 00:00:00 GMT")]);
+        let user = json!({ "id": "42", "name": "x", "email": "x", "created_at": "x" });
+        stand_ins.backend.set_fault([FaultRule::status(200).body(user.to_string())]);
+        let app = TestApp::spawn_against(stand_ins, |_| {}).await;
+        for result in join_all((0..20).map(|_| ask(&app))).await {
+            result.structured();
+        }
+        assert_eq!(token_requests(&app), 1);
+        let expires_in = app.metric("mcp_server_token_expires_in_seconds").await;
+        assert!((3_500.0..3_600.0).contains(&expires_in), "{expires_in}");
+        let sent = app.backend_requests()[0].authorization_raw.clone();
+        assert_eq!(sent.unwrap(), format!("Bearer {token}"));
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_expires_while_the_backend_has_it_costs_one_refresh_and_one_replay() {
+    let app = TestApp::spawn_against(stand_ins_with_lifetime(3).await, |_| {}).await;
+    app.until_ready().await;
+    app.stand_ins.backend.set_fault([FaultRule::delay(Duration::from_millis(3_300)).times(1)]);
+    ask(&app).await.structured();
+    let sent: Vec<_> =
+        app.backend_requests().into_iter().map(|request| (request.status, request.authorization_raw)).collect();
+    let [(first_status, first), (second_status, second)] = sent.as_slice() else { panic!("{sent:?}") };
+    let codes = [first_status, second_status].map(|status| status.unwrap().as_u16());
+    assert_eq!(codes, [401, 200]);
+    assert_ne!(first, second);
+    assert_eq!(app.stand_ins.entra.token_requests_at_once(), 1);
 }

@@ -1,0 +1,197 @@
+//! More than fits: what is turned away, how fast, in which words, and what goes on beside it; and how a backend in trouble is spared.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use mcp_server::demo::fault::FaultRule;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::support::{CallResult, Era, TestApp, until};
+
+const REFUSALS: usize = 21;
+
+/// Starts a call that the backend never answers, and returns when the backend has it. Later calls are answered.
+async fn hanging_call(app: &TestApp) -> JoinHandle<reqwest::Result<reqwest::Response>> {
+    app.until_ready().await;
+    app.stand_ins.backend.set_fault([FaultRule::hang().times(1)]);
+    let seen = app.stand_ins.backend.request_count().get();
+    let params = json!({ "name": "get_user_profile", "arguments": { "user_id": "42" } });
+    let call = tokio::spawn(app.request(Era::Legacy, "tools/call", params).header("connection", "close").send());
+    app.stand_ins.backend.request_count().reaches(seen + 1).await;
+    call
+}
+
+async fn read(app: &TestApp) -> CallResult {
+    app.call(Era::Legacy, "get_user_profile", json!({ "user_id": "42" })).await
+}
+
+/// The middle of the times that so many refusals took is far below what a queue would cost.
+fn assert_quick(mut times: Vec<Duration>) {
+    times.sort_unstable();
+    assert!(times[times.len() / 2] < Duration::from_millis(50), "{times:?}");
+}
+
+async fn assert_healthy(app: &TestApp) {
+    for probe in ["/health/live", "/health/ready"] {
+        let begin = Instant::now();
+        assert_eq!(app.http.get(app.url(probe)).send().await.unwrap().status(), 200);
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+}
+
+/// The refusals of calls beside one that hangs, after which there is room again.
+async fn assert_refused(app: TestApp, limit: &str, words: &str) {
+    let hanging = hanging_call(&app).await;
+    let mut times = Vec::new();
+    for _ in 0..REFUSALS {
+        let begin = Instant::now();
+        let error = read(&app).await.error();
+        times.push(begin.elapsed());
+        assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
+        assert_eq!(
+            (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
+            (&json!(true), &json!(1))
+        );
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
+    assert_quick(times);
+    assert_healthy(&app).await;
+    assert_eq!(app.backend_requests().len(), 1);
+    assert_eq!(app.metric(&format!(r#"mcp_server_shed_total{{limit="{limit}"}}"#)).await, REFUSALS as f64);
+    hanging.abort();
+    app.until_idle().await;
+    read(&app).await.structured();
+}
+
+#[tokio::test]
+async fn a_backend_with_all_its_requests_gets_no_more_and_the_caller_knows_at_once() {
+    let app = TestApp::spawn_with(|settings| settings.backend.max_concurrency = 1).await;
+    assert_refused(app, "backend", "The backend has as many requests").await;
+}
+
+#[tokio::test]
+async fn a_tool_with_all_its_calls_refuses_at_once_and_the_other_tools_go_on() {
+    let app = TestApp::spawn_with(|settings| settings.web.max_in_flight_per_tool = 1).await;
+    let hanging = hanging_call(&app).await;
+    for tool in ["list_users", "list_tickets"] {
+        app.call(Era::Modern, tool, json!({})).await.structured();
+    }
+    hanging.abort();
+    app.until_idle().await;
+    app.stand_ins.backend.forget_requests();
+    assert_refused(app, "tool", "As many calls of this tool").await;
+}
+
+#[tokio::test]
+async fn a_server_with_all_its_requests_answers_503_at_once_and_stays_healthy() {
+    let app = TestApp::spawn_with(|settings| settings.web.max_in_flight = 1).await;
+    let hanging = hanging_call(&app).await;
+    let mut times = Vec::new();
+    for number in 0..REFUSALS {
+        let begin = Instant::now();
+        let (method, params) = match number % 3 {
+            0 => ("tools/list", json!({})),
+            1 => ("server/discover", json!({})),
+            _ => ("tools/call", json!({ "name": "list_users", "arguments": {} })),
+        };
+        let answer = app.send(Era::Modern, method, params).await;
+        times.push(begin.elapsed());
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        assert_eq!(answer.headers()["content-type"], "application/json");
+        let error: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
+        assert_eq!(error["details"]["status_code"], 503, "{error}");
+        assert_eq!(
+            (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
+            (&json!(true), &json!(1))
+        );
+        assert!(error["message"].as_str().unwrap().contains("as many requests as it takes"), "{error}");
+    }
+    assert_quick(times);
+    assert_healthy(&app).await;
+    assert_eq!(app.backend_requests().len(), 1);
+    assert_eq!(app.metric(r#"mcp_server_shed_total{limit="server"}"#).await, REFUSALS as f64);
+    hanging.abort();
+    app.until_idle().await;
+    read(&app).await.structured();
+}
+
+#[tokio::test]
+async fn the_breaker_opens_tries_one_call_waits_longer_after_a_bad_one_and_closes_after_a_good_one() {
+    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_secs(3)).await;
+    let state = async || app.metric("mcp_server_backend_circuit_breaker").await;
+    let refused = async || {
+        let error = read(&app).await.error();
+        assert_eq!(
+            (&error["error"], &error["details"]["retryable"]),
+            (&json!("SERVICE_ERROR"), &json!(true)),
+            "{error}"
+        );
+        assert!(error["message"].as_str().unwrap().contains("being left in peace"), "{error}");
+        error["details"]["retry_after_seconds"].as_u64().unwrap()
+    };
+    let asked = || app.backend_requests().len();
+    app.stand_ins.backend.set_fault([FaultRule::status(500)]);
+    for _ in 0..8 {
+        assert_eq!(state().await, 0.0);
+        assert_eq!(read(&app).await.error()["details"]["status_code"], 500);
+    }
+    assert_eq!((state().await, refused().await, asked()), (2.0, 1, 8));
+    assert_healthy(&app).await;
+
+    until(async || read(&app).await.error()["details"]["status_code"] == 500).await;
+    assert_eq!((state().await, asked()), (2.0, 9), "one probe, and a bad one");
+    assert_eq!(refused().await, 2);
+
+    app.stand_ins.backend.set_fault([FaultRule::delay(Duration::from_millis(500))]);
+    let seen = app.stand_ins.backend.request_count().get();
+    let probing = async {
+        until(async || read(&app).await.0["isError"] == false).await;
+    };
+    let beside = async {
+        app.stand_ins.backend.request_count().reaches(seen + 1).await;
+        assert_eq!(state().await, 1.0);
+        for result in join_all((0..10).map(|_| read(&app))).await {
+            assert_eq!(result.error()["details"]["retry_after_seconds"], 1, "one probe at a time");
+        }
+    };
+    futures_util::future::join(probing, beside).await;
+    assert_eq!((state().await, asked()), (0.0, 10));
+    app.stand_ins.backend.set_fault([]);
+    read(&app).await.structured();
+    assert!(app.metric(r#"mcp_server_shed_total{limit="breaker"}"#).await >= 12.0);
+}
+
+#[tokio::test]
+async fn answers_below_500_never_open_the_breaker() {
+    let app = TestApp::spawn_with(|settings| settings.backend.max_attempts = 1).await;
+    for status in [400, 403, 404, 408, 409, 422, 429] {
+        app.stand_ins.backend.set_fault([FaultRule::status(status)]);
+        for result in join_all((0..25).map(|_| read(&app))).await {
+            assert_eq!(result.error()["details"]["status_code"], status);
+        }
+    }
+    assert_eq!(app.metric("mcp_server_backend_circuit_breaker").await, 0.0);
+}
+
+#[tokio::test]
+async fn an_outage_is_not_multiplied_and_what_was_saved_is_counted() {
+    const CALLS: usize = 200;
+    let app = TestApp::spawn_with(|settings| {
+        settings.backend.circuit_breaker = false;
+        settings.backend.retry_floor = 1;
+    })
+    .await;
+    app.stand_ins.backend.set_fault([FaultRule::status(503)]);
+    for _ in 0..CALLS / 50 {
+        for result in join_all((0..50).map(|_| read(&app))).await {
+            assert_eq!(result.error()["details"]["status_code"], 503);
+        }
+    }
+    let asked = app.backend_requests().len();
+    // A fifth of the calls, and the floor of one a second for the ten seconds of the window.
+    assert!((CALLS + 10..=CALLS + CALLS / 5 + 10).contains(&asked), "{asked}");
+    assert_eq!(app.metric(r#"mcp_server_backend_retries_total{reason="status"}"#).await, (asked - CALLS) as f64);
+    assert!(app.metric("mcp_server_backend_retry_budget_exhausted_total").await >= (CALLS / 2) as f64);
+}
