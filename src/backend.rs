@@ -5,12 +5,14 @@
 //! token never leaves the one origin: paths are built from checked [`Segment`]s, redirects are not followed, and no proxy is used.
 
 mod breaker;
+mod budget;
 mod data;
 mod error;
 mod retry;
 mod segment;
 mod tickets;
 mod users;
+mod window;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,12 +27,12 @@ use reqwest::{Request, Response};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tower::retry::budget::{Budget as _, TpsBudget};
 use tracing::debug;
 use url::Url;
 
 pub use breaker::BreakerState;
 use breaker::{Admission, Breaker};
+use budget::RetryBudget;
 pub use data::{Query, QueryRows};
 pub use error::{BackendError, Failure, FormError};
 pub use segment::{Segment, SegmentError};
@@ -53,8 +55,6 @@ const DRAINED_BYTES: usize = 64 * 1024;
 
 /// A health check that takes longer has failed: an outage should not be noticed late.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-/// The calls of so many seconds pay for the repetitions that are allowed.
-const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// The backend, as the tools see it. Cheap to share, never rebuilt.
 pub struct BackendClient {
@@ -70,7 +70,7 @@ pub struct BackendClient {
     /// Room for requests at the same time.
     permits: Semaphore,
     /// Keeps repetitions from multiplying an outage.
-    budget: TpsBudget,
+    budget: RetryBudget,
     breaker: Option<Breaker>,
 }
 
@@ -191,7 +191,7 @@ impl BackendClient {
             max_attempts: settings.max_attempts,
             idempotent_creates: settings.idempotent_creates,
             permits: Semaphore::new(settings.max_concurrency),
-            budget: TpsBudget::new(BUDGET_WINDOW, settings.retry_floor, settings.retry_percent as f32 / 100.0),
+            budget: RetryBudget::new(settings.retry_floor, settings.retry_percent),
             breaker: settings.circuit_breaker.then(Breaker::new),
         })
     }

@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::window::Window;
+
 /// So many failures in a row open the breaker.
 const FAILURES_IN_A_ROW: u32 = 8;
 /// With at least so many attempts in the window, fewer successes than failures open it, too.
 const LEAST_ATTEMPTS: u32 = 20;
-/// The window is a ring of so many seconds.
-const WINDOW_SECONDS: usize = 10;
 /// The first pause; it doubles with each probe that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -158,42 +158,9 @@ impl Drop for Admission<'_> {
     }
 }
 
-/// Successes and failures of the last seconds, one cell a second.
-struct Window {
-    start: Instant,
-    cells: [(u64, u32, u32); WINDOW_SECONDS],
-    newest: u64,
-}
-
-impl Window {
-    fn new() -> Self {
-        Self { start: Instant::now(), cells: [(0, 0, 0); WINDOW_SECONDS], newest: 0 }
-    }
-
-    fn count(&mut self, good: bool, now: Instant) {
-        let second = now.saturating_duration_since(self.start).as_secs();
-        self.newest = self.newest.max(second);
-        if let Some(cell) = self.cells.get_mut(second as usize % WINDOW_SECONDS) {
-            if cell.0 != second {
-                *cell = (second, 0, 0);
-            }
-            if good {
-                cell.1 = cell.1.saturating_add(1);
-            } else {
-                cell.2 = cell.2.saturating_add(1);
-            }
-        }
-    }
-
-    fn sums(&self) -> (u32, u32) {
-        let oldest = self.newest.saturating_sub(WINDOW_SECONDS as u64 - 1);
-        let recent = self.cells.iter().filter(|cell| cell.0 >= oldest);
-        recent.fold((0, 0), |(good, bad), cell| (good.saturating_add(cell.1), bad.saturating_add(cell.2)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::window::WINDOW_SECONDS;
     use super::*;
 
     fn attempt(breaker: &Breaker, verdict: Verdict) -> bool {
