@@ -34,7 +34,7 @@ const BACKLOG: u32 = 1_024;
 const READ_HEADERS: usize = 128;
 const READ_HEAD_BYTES: usize = 32 * 1024;
 /// Connections that are let in beyond the limit, to ask for our health only. One more closes the oldest of them.
-const HEALTH_CONNECTIONS: usize = 32;
+const HEALTH_CONNECTIONS: usize = 256;
 /// How long such a connection may take to ask.
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -184,6 +184,8 @@ impl Connection {
         let mut connection = std::pin::pin!(connection);
         // A connection that breaks is the client's affair: there is nobody to tell.
         tokio::select! {
+            // What has already been asked is answered, even when the stop comes before we first look.
+            biased;
             _ = connection.as_mut() => {}
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
