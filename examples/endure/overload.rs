@@ -1,0 +1,94 @@
+//! F10: more calls than there is room for. What there is room for goes on as before; the rest is turned away at once.
+//!
+//! Room is made small by settings, and the backend slow, so that the limit is reached long before this machine's own. It is
+//! reached in two ways: by `BACKEND_MAX_CONCURRENCY` (a SERVICE_ERROR) and by `MAX_IN_FLIGHT` (an HTTP 503).
+
+use std::time::{Duration, Instant};
+
+use mcp_server::demo::fault::FaultRule;
+use serde_json::json;
+
+use crate::Scale;
+use crate::client::{self, Era};
+use crate::load::{Lag, Load};
+use crate::report::{Report, ms, seconds};
+use crate::server::Stage;
+
+/// Calls at the same time.
+const ROOM: usize = 16;
+const BACKEND_TAKES: Duration = Duration::from_millis(400);
+/// Callers are so many times the room, at either rate: who is being served does not call.
+const CROWD: usize = 10 * ROOM;
+const RSS_BOUND_MIB: f64 = 160.0;
+
+pub(crate) async fn run(scale: &Scale, report: &mut Report) {
+    let load = Duration::from_secs(scale.load.unwrap_or(if scale.long { 60 } else { 5 }));
+    for limit in ["BACKEND_MAX_CONCURRENCY", "MAX_IN_FLIGHT"] {
+        overload(scale, report, limit, load).await;
+    }
+}
+
+async fn overload(scale: &Scale, report: &mut Report, limit: &str, time: Duration) {
+    let scenario = |what: &str| format!("F10 overload, `{limit}={ROOM}`, {what}");
+    let stage = Stage::set(&scale.server).await;
+    stage.stand_ins.backend.set_fault([FaultRule::delay(BACKEND_TAKES).on("GET /users")]);
+    let room = ROOM.to_string();
+    let server = stage.server(&[(limit, &room), ("READINESS_CHECK_BACKEND", "false")]).await;
+    let calls = [Era::Legacy, Era::Modern].map(|era| client::call(era, "list_users", &json!({ "limit": 1 })));
+    let load = |connections| Load::new(server.address, connections, calls.to_vec());
+
+    load(ROOM).last(Duration::from_secs(1)).await;
+    let capacity = load(ROOM).last(time).await;
+    report.figure(
+        &scenario("capacity"),
+        format!("{:.0} calls/s over {ROOM} connections, p50 {}", capacity.goodput(), ms(capacity.done.share(0.5))),
+        format!("at most {:.0}/s", ROOM as f64 / BACKEND_TAKES.as_secs_f64()),
+    );
+
+    for times in [3, 10] {
+        let lag = Lag::watch();
+        let tally = load(CROWD).at(capacity.goodput() * f64::from(times)).last(time).await;
+        let lag = lag.end().await;
+        let share = tally.goodput() / capacity.goodput();
+        report.hold(
+            &scenario(&format!("{times} ×")),
+            format!("{:.0} calls/s offered, goodput {:.0} % of capacity", tally.rate(), share * 100.0),
+            "≥ 90 %",
+            share >= 0.9,
+        );
+        let (median, p99) = (tally.shed.share(0.5), tally.shed.share(0.99));
+        let bound = Duration::from_millis(50);
+        report.hold(
+            &scenario(&format!("{times} ×")),
+            format!(
+                "{} shed in p50 {}, p99 {}, longest {}; this client itself is late by p99 {}",
+                tally.shed.count(),
+                ms(median),
+                ms(p99),
+                ms(tally.shed.share(1.0)),
+                ms(lag.share(0.99))
+            ),
+            if scale.long { "p50 and p99 < 50 ms" } else { "p50 < 50 ms (p99 is a figure)" },
+            tally.shed.count() > 0 && median < bound && (p99 < bound || !scale.long),
+        );
+        report.hold(&scenario(&format!("{times} ×")), tally.failures(), "0 other failures", tally.failed.is_empty());
+    }
+
+    let begin = Instant::now();
+    let quiet = load(ROOM).at(capacity.goodput() / 2.0).last(Duration::from_secs(4)).await;
+    let normal = quiet.last_bad.map_or(Duration::ZERO, |last| last.saturating_duration_since(begin));
+    let at_rest = server.at_rest(Duration::from_secs(5)).await;
+    report.hold(
+        &scenario("afterwards"),
+        format!("the last call turned away {} after the overload, in flight 0", seconds(normal)),
+        "≤ 5 s; here ≤ 2 s, and calls since",
+        normal <= Duration::from_secs(2) && quiet.done.count() > 0 && at_rest.is_some(),
+    );
+    let peak = server.vitals().peak_mib;
+    report.hold(
+        &scenario("memory"),
+        format!("peak {peak:.0} MiB"),
+        format!("≤ {RSS_BOUND_MIB} MiB"),
+        peak <= RSS_BOUND_MIB,
+    );
+}
