@@ -33,8 +33,9 @@ const BACKLOG: u32 = 1_024;
 /// What hyper reads of a head, in fields and bytes, before it gives up with a bare 431. `Web::answer` is stricter, and explains.
 const READ_HEADERS: usize = 128;
 const READ_HEAD_BYTES: usize = 32 * 1024;
-/// Connections that are let in beyond the limit, to ask for our health only. One more closes the oldest of them.
-const HEALTH_CONNECTIONS: usize = 256;
+/// Connections that are let in beyond the limit, to ask for our health only. One more closes the oldest of them: as many as the
+/// kernel may hand over at once, or else a probe among them would be pushed out before anybody looks at it.
+const HEALTH_CONNECTIONS: usize = BACKLOG as usize;
 /// How long such a connection may take to ask.
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
