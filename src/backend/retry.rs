@@ -94,8 +94,8 @@ impl Attempts {
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit are still a legal, very long wait.
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::from(u32::MAX))));
+        // More digits than fit are still a legal, very long wait; callers get it as a number that every JSON reader keeps.
+        return Some(Duration::from_secs(u64::from(value.parse().unwrap_or(u32::MAX))));
     }
     let at = httpdate::parse_http_date(value).ok()?;
     Some(at.duration_since(now).unwrap_or_default())
@@ -160,6 +160,7 @@ mod tests {
             ("Sun, 22 Nov 2026 15:00:30 GMT", Some(30)),
             ("Sun, 22 Nov 2026 14:00:00 GMT", Some(0)),
             ("99999999999999999999999", Some(u64::from(u32::MAX))),
+            ("9007199254740993", Some(u64::from(u32::MAX))),
             ("-1", None),
             ("1.5", None),
             ("soon", None),
