@@ -223,7 +223,7 @@ fn codes(answer: &Map<String, Value>) -> Vec<u32> {
     }
     let description = answer.get("error_description").and_then(Value::as_str).unwrap_or_default();
     let digits = description.strip_prefix("AADSTS").and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    digits.and_then(|digits| digits.parse().ok()).into_iter().collect()
+    digits.and_then(|digits| digits.parse().ok()).filter(|code| *code > 0).into_iter().collect()
 }
 
 /// `Retry-After` in its two forms, and Azure's own in milliseconds.
