@@ -172,8 +172,9 @@ impl Rules {
             let names: Vec<_> = self.fields.iter().map(|field| format!("`{}`", field.name)).collect();
             let unknown = arguments.keys().filter(|name| !is_known(name)).take(NAMED_UNKNOWN);
             wrong.extend(unknown.map(|name| {
-                let printable =
-                    name.chars().filter(|character| !character.is_control()).take(NAMED_CHARACTERS).collect();
+                // Shown, not dropped: `limit` with a NUL behind it must not stand in the place of `limit`.
+                let shown = |character: char| if character.is_control() { '\u{fffd}' } else { character };
+                let printable = name.chars().map(shown).take(NAMED_CHARACTERS).collect();
                 (printable, format!("is not an argument of this tool, which takes {}", names.join(", ")))
             }));
         }
