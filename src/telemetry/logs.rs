@@ -112,7 +112,7 @@ struct JsonLines {
     writer: NonBlocking,
 }
 
-/// The trace id of a span, for the events inside it.
+/// The trace id of a span, for the events inside it; as it stands in a JSON string.
 struct SpanTraceId(String);
 
 impl<S> Layer<S> for JsonLines
@@ -274,7 +274,9 @@ impl Visit for FindTraceId {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "trace_id" {
-            self.0 = Some(format!("{value:?}"));
+            let mut text = String::new();
+            let _ = write!(Escaped(&mut text), "{value:?}");
+            self.0 = Some(text);
         }
     }
 }
