@@ -59,21 +59,21 @@ pub(super) fn may_repeat(write: bool, setback: Setback) -> bool {
 /// The waits between the attempts of one call.
 pub(super) struct Attempts {
     left: u32,
-    intervals: ExponentialBackoff,
+    windows: ExponentialBackoff,
 }
 
 impl Attempts {
-    /// Windows of 50 ms, doubling up to 1 s, with full jitter. `backoff` draws from `interval * (1 ± factor)`: half the window and
-    /// a factor of 1 give the whole of it. Its own limit of 15 minutes is off; the call's deadline rules.
+    /// Windows of 50 ms, doubling up to 1 s, with full jitter. `backoff` gives the windows, and we draw from them, so that one seed
+    /// decides all that is random here. Its own limit of 15 minutes is off; the call's deadline rules.
     pub(super) fn new(max_attempts: u32) -> Self {
-        let intervals = ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_millis(25))
+        let windows = ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(50))
             .with_multiplier(2.0)
-            .with_max_interval(Duration::from_millis(500))
-            .with_randomization_factor(1.0)
+            .with_max_interval(Duration::from_secs(1))
+            .with_randomization_factor(0.0)
             .with_max_elapsed_time(None)
             .build();
-        Self { left: max_attempts.saturating_sub(1), intervals }
+        Self { left: max_attempts.saturating_sub(1), windows }
     }
 
     /// How long to wait before the next attempt, or `None` when there should be none. The backend's own wish is a lower bound.
@@ -81,8 +81,9 @@ impl Attempts {
         if self.left == 0 {
             return None;
         }
-        let wait = self.intervals.next_backoff()?.max(retry_after.unwrap_or_default());
-        if wait + LEAST_ATTEMPT > left {
+        let jittered = self.windows.next_backoff()?.mul_f64(fastrand::f64());
+        let wait = jittered.max(retry_after.unwrap_or_default());
+        if wait.saturating_add(LEAST_ATTEMPT) > left {
             return None;
         }
         self.left -= 1;
