@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -125,6 +125,8 @@ impl Listener {
                     continue;
                 }
             };
+            // Small answers must not wait for the acknowledgement of the last ones.
+            let _ = stream.set_nodelay(true);
             let web = Arc::clone(&web);
             match Arc::clone(&room).try_acquire_owned() {
                 Ok(permit) => {
@@ -152,17 +154,15 @@ impl Listener {
     }
 }
 
-struct Connection {
-    web: Arc<Web>,
-    lane: Lane,
-    limits: Limits,
-    peer: SocketAddr,
+pub(super) struct Connection {
+    pub(super) web: Arc<Web>,
+    pub(super) lane: Lane,
+    pub(super) limits: Limits,
+    pub(super) peer: SocketAddr,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, stop: CancellationToken) {
-        // Small answers must not wait for the acknowledgement of the last ones.
-        let _ = stream.set_nodelay(true);
+    pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: CancellationToken) {
         let phase = Arc::new(Phase::default());
         let io = PatientIo::new(stream, Arc::clone(&phase), &self.limits);
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
@@ -218,8 +218,8 @@ impl Phase {
 }
 
 /// A stream that gives up on a head that takes too long, on a client that asks nothing more, and on a reader that takes nothing.
-struct PatientIo {
-    stream: TcpStream,
+struct PatientIo<S> {
+    stream: S,
     phase: Arc<Phase>,
     head_timeout: Duration,
     idle_timeout: Duration,
@@ -229,8 +229,8 @@ struct PatientIo {
     writing: bool,
 }
 
-impl PatientIo {
-    fn new(stream: TcpStream, phase: Arc<Phase>, limits: &Limits) -> Self {
+impl<S> PatientIo<S> {
+    fn new(stream: S, phase: Arc<Phase>, limits: &Limits) -> Self {
         Self {
             stream,
             phase,
@@ -263,7 +263,7 @@ impl PatientIo {
     }
 }
 
-impl AsyncRead for PatientIo {
+impl<S: AsyncRead + Unpin> AsyncRead for PatientIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -293,7 +293,7 @@ impl AsyncRead for PatientIo {
     }
 }
 
-impl AsyncWrite for PatientIo {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PatientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.wrote(context, written)
