@@ -10,6 +10,8 @@ mod data;
 mod error;
 mod retry;
 mod segment;
+#[cfg(test)]
+mod simulation;
 mod tickets;
 mod users;
 mod window;
@@ -72,6 +74,9 @@ pub struct BackendClient {
     /// Keeps repetitions from multiplying an outage.
     budget: RetryBudget,
     breaker: Option<Breaker>,
+    /// Where tests put another backend, below everything that is ours.
+    #[cfg(test)]
+    wire: Option<simulation::Wire>,
 }
 
 /// The backend's routes: the closed set of values that metrics may use.
@@ -176,11 +181,20 @@ impl BackendClient {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
+        Ok(Self::with_client(http, settings, identity, metrics))
+    }
+
+    fn with_client(
+        http: reqwest::Client,
+        settings: &BackendSettings,
+        identity: Arc<TokenSource>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let headers = HeaderMap::from_iter([
             (header::ACCEPT, HeaderValue::from_static("application/json")),
             (header::USER_AGENT, HeaderValue::from_static(concat!("mcp-server/", env!("CARGO_PKG_VERSION")))),
         ]);
-        Ok(Self {
+        Self {
             http,
             base_url: settings.base_url.clone(),
             identity,
@@ -193,7 +207,9 @@ impl BackendClient {
             permits: Semaphore::new(settings.max_concurrency),
             budget: RetryBudget::new(settings.retry_floor, settings.retry_percent),
             breaker: settings.circuit_breaker.then(Breaker::new),
-        })
+            #[cfg(test)]
+            wire: None,
+        }
     }
 
     /// Starts the clock of one tool call.
@@ -354,7 +370,17 @@ impl BackendClient {
         }
         *outgoing.headers_mut() = headers;
 
-        let response = self.http.execute(outgoing).await.map_err(|error| self.transport(request, error))?;
+        let response = self.execute(outgoing).await.map_err(|error| self.transport(request, error))?;
+        self.answer(call, request, response).await
+    }
+
+    #[cfg(not(test))]
+    async fn execute(&self, outgoing: Request) -> reqwest::Result<Response> {
+        self.http.execute(outgoing).await
+    }
+
+    /// What an answer comes to, read to its end.
+    async fn answer(&self, call: &Call, request: &Outgoing, response: Response) -> Result<Bytes, BackendError> {
         let status = response.status();
         call.status.store(status.as_u16(), Relaxed);
         if status.is_success() {

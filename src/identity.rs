@@ -8,6 +8,8 @@
 mod chain;
 mod fault;
 mod inspect;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod simulated;
 mod source;
 mod transport;
 

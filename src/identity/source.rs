@@ -68,7 +68,7 @@ impl TokenSource {
         Arc::new(Self { state: Arc::new(state), _driver: None })
     }
 
-    fn with_exchange<F, E>(credential: &'static str, exchange: F) -> Arc<Self>
+    pub(super) fn with_exchange<F, E>(credential: &'static str, exchange: F) -> Arc<Self>
     where
         F: Fn() -> E + Send + Sync + 'static,
         E: Future<Output = Result<BearerToken, Box<IdentityError>>> + Send + 'static,

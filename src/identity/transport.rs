@@ -164,7 +164,7 @@ pub fn classify(error: &reqwest::Error) -> (FaultClass, String) {
 }
 
 /// A success, cut down to what the SDK reads; the reason, if it holds no usable token.
-fn checked_token(body: &[u8]) -> Result<Vec<u8>, &'static str> {
+pub(super) fn checked_token(body: &[u8]) -> Result<Vec<u8>, &'static str> {
     let answer: Map<String, Value> = serde_json::from_slice(body).map_err(|_| "the answer is not a JSON object")?;
     let token = match answer.get("access_token") {
         Some(Value::String(token)) if token.is_empty() => return Err("`access_token` is empty"),
@@ -189,7 +189,12 @@ fn checked_token(body: &[u8]) -> Result<Vec<u8>, &'static str> {
 }
 
 /// What an error answer says, read field by field, so that one bad field costs only itself.
-fn error_answer(credential: &'static str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> IdentityError {
+pub(super) fn error_answer(
+    credential: &'static str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> IdentityError {
     let answer: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
     let text = |name: &str| answer.get(name).and_then(Value::as_str);
     let id = |name: &str| text(name).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(|id| id.to_string());

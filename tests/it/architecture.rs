@@ -48,6 +48,9 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["std::env", "env"], &["src/settings"]),
 ];
 
+/// Files that are tests as a whole, or help them: no release holds them.
+const UNSHIPPED: &[&str] = &["check", "fuzzing", "properties", "simulated", "simulation", "tests"];
+
 /// A file of `src/`, without its tests and comments.
 struct Source {
     path: String,
@@ -65,7 +68,7 @@ impl Source {
                 let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
                 Self { code: code_of(&std::fs::read_to_string(&file).unwrap()), path }
             })
-            .filter(|source| !source.path.ends_with("tests.rs"))
+            .filter(|source| !UNSHIPPED.iter().any(|name| source.path.ends_with(&format!("/{name}.rs"))))
             .collect();
         assert!(sources.len() > 30, "the sources are where they should be");
         sources
