@@ -8,6 +8,8 @@ mod breaker;
 mod budget;
 mod data;
 mod error;
+#[cfg(test)]
+mod properties;
 mod retry;
 mod segment;
 #[cfg(test)]

@@ -3,6 +3,11 @@
 //! It is the text of a failed tool call and the body of our own HTTP errors. `message` is written for the model that reads it:
 //! what happened, in whose hands the remedy is, what to do next. Nothing here may hold a token, a secret or a backend's body.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod check;
+#[cfg(test)]
+mod properties;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

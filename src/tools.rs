@@ -8,6 +8,8 @@ mod args;
 mod data;
 mod error;
 mod invisible;
+#[cfg(test)]
+mod properties;
 mod tickets;
 mod users;
 

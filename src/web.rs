@@ -6,6 +6,8 @@ pub mod health;
 pub mod healthcheck;
 mod listener;
 mod problem;
+#[cfg(test)]
+mod properties;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;

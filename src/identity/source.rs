@@ -5,6 +5,9 @@
 //! a usable token is held a call costs one atomic load; without one it waits for the exchange in flight or gets the failure
 //! that everyone gets until the cool-down is over. A token is used until it really expires, however long Entra is away.
 
+#[cfg(test)]
+mod properties;
+
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -4,6 +4,9 @@
 //! for a token, panics on a huge `expires_in` and reads bodies of any size. So it gets to see checked successes only; every
 //! error is read here and travels through the SDK as an [`IdentityError`] among the sources of its own.
 
+#[cfg(test)]
+mod properties;
+
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;

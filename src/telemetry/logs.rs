@@ -4,6 +4,9 @@
 //! slow terminal or pipe never slows a call. Libraries that print arguments or tokens at their talkative levels are capped
 //! here, whatever `LOG_LEVEL` says.
 
+#[cfg(test)]
+mod properties;
+
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -120,19 +123,11 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut found = FindTraceId(None);
-        attributes.record(&mut found);
-        if let (Some(trace_id), Some(span)) = (found.0, context.span(id)) {
-            span.extensions_mut().insert(SpanTraceId(trace_id));
-        }
+        remember_trace_id(|found| attributes.record(found), id, &context);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        let mut found = FindTraceId(None);
-        values.record(&mut found);
-        if let (Some(trace_id), Some(span)) = (found.0, context.span(id)) {
-            span.extensions_mut().replace(SpanTraceId(trace_id));
-        }
+        remember_trace_id(|found| values.record(found), id, &context);
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
@@ -147,6 +142,18 @@ where
             // The queue takes whole lines; a full queue drops and counts instead of waiting.
             let _ = self.writer.clone().write_all(line.as_bytes());
         });
+    }
+}
+
+/// Keeps the trace id that a span has, or has learnt.
+fn remember_trace_id<S>(record: impl FnOnce(&mut FindTraceId), id: &Id, context: &Context<'_, S>)
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let mut found = FindTraceId(None);
+    record(&mut found);
+    if let (Some(trace_id), Some(span)) = (found.0, context.span(id)) {
+        span.extensions_mut().replace(SpanTraceId(trace_id));
     }
 }
 

@@ -3,6 +3,9 @@
 //! One [`RequestTrace`] accompanies a request from the first byte to the log line. It starts with the `traceparent` header
 //! (or an id of ours) and may be replaced once, when the body turns out to carry `params._meta.traceparent`, which wins.
 
+#[cfg(test)]
+mod properties;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 

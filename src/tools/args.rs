@@ -148,7 +148,7 @@ impl Rules {
     }
 
     /// Everything that is wrong with these arguments. `null` counts as absent where the argument may be absent: models write it.
-    fn check(&self, arguments: &mut JsonObject) -> BTreeMap<String, String> {
+    pub(super) fn check(&self, arguments: &mut JsonObject) -> BTreeMap<String, String> {
         let mut wrong = BTreeMap::new();
         let mut known = 0;
         for field in &self.fields {

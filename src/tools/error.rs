@@ -54,7 +54,7 @@ pub(super) fn out_of_time(write: bool) -> Problem {
     problem
 }
 
-fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
+pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
     let (code, message, retryable) = match &error.failure {
         Failure::Identity(identity) => return with_doubt(no_token(error, identity), error),
         Failure::Unauthorized => (

@@ -1,0 +1,84 @@
+//! Origins, and the bodies of HTTP errors, whatever they are made of.
+
+use http_body_util::BodyExt as _;
+use proptest::prelude::*;
+use serde_json::Value;
+use url::Url;
+
+use super::*;
+use crate::problem::check::assert_well_formed;
+
+thread_local! {
+    static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+}
+
+proptest! {
+    #[test]
+    fn an_origin_gets_the_port_that_browsers_leave_out_and_keeps_every_other(
+        scheme in "(http|https)", host in "([a-z][a-z0-9-]{0,10}(\\.[a-z]{2,5}){0,2}|127\\.0\\.0\\.1|\\[::1\\]|\\[2001:db8::17\\])",
+        port in proptest::option::of(1u16..),
+    ) {
+        let origin = match port {
+            Some(port) => format!("{scheme}://{host}:{port}"),
+            None => format!("{scheme}://{host}"),
+        };
+        let with = with_port(&origin);
+        let known = port.or_else(|| Url::parse(&origin).unwrap().port_or_known_default()).unwrap();
+        prop_assert_eq!(&with, &format!("{scheme}://{host}:{known}"));
+        prop_assert_eq!(with_port(&with), with);
+    }
+
+    #[test]
+    fn any_text_in_an_origins_place_is_left_as_it_is_or_only_grows(origin in "(https?://|vscode-webview://)?.{0,20}") {
+        let with = with_port(&origin);
+        prop_assert!([origin.clone(), format!("{origin}:80"), format!("{origin}:443")].contains(&with), "{}", with);
+        prop_assert_eq!(with_port(&with), with);
+    }
+
+    #[test]
+    fn every_http_error_has_an_error_object_or_a_json_rpc_error_for_a_body(
+        status in 400u16..=599,
+        text in prop_oneof![
+            any::<String>(),
+            "(fail to deserialize request body|Failed to read request body|Forbidden: Origin|Bad Request: MCP-Protocol-Version).{0,30}( unrecognized JSON-RPC message)?",
+            (4_000usize..4_200).prop_map(|length| "x".repeat(length)),
+        ],
+        kind in proptest::option::of("(text/plain|text/html|[a-z]{1,4})"),
+    ) {
+        let mut response = Response::new(Body::from(text));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        if let Some(kind) = kind {
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::try_from(kind).unwrap());
+        }
+        let trace = RequestTrace::new(&HeaderMap::new());
+        let body = RUNTIME.with(|runtime| runtime.block_on(async {
+            problem::speak_plainly(&mut response, &trace).await;
+            std::mem::take(response.body_mut()).collect().await.unwrap().to_bytes()
+        }));
+        prop_assert_eq!(&response.headers()[header::CONTENT_TYPE], "application/json");
+        let body = str::from_utf8(&body).unwrap();
+        let read: Value = serde_json::from_str(body).unwrap();
+        if read.get("jsonrpc").is_some() {
+            prop_assert_eq!((response.status().as_u16(), status), (400, 415));
+            prop_assert!([-32_600, -32_700].contains(&read["error"]["code"].as_i64().unwrap()));
+        } else {
+            assert_well_formed(body);
+            prop_assert_eq!(read["details"]["status_code"].as_u64(), Some(response.status().as_u16().into()));
+            prop_assert_eq!(read["details"]["trace_id"].as_str(), Some(&*trace.context().trace_id().to_string()));
+            prop_assert_eq!(read["error"] == "INTERNAL_ERROR", response.status().is_server_error());
+        }
+    }
+
+    #[test]
+    fn no_path_that_leads_nowhere_makes_the_answer_grow(path in "/[!-~]{0,40}", times in 1usize..200) {
+        let Ok(uri) = path.repeat(times).parse::<http::Uri>() else { return Ok(()) };
+        let trace = RequestTrace::new(&HeaderMap::new());
+        let body = RUNTIME.with(|runtime| runtime.block_on(async {
+            let mut response = problem::not_found(uri).await;
+            problem::speak_plainly(&mut response, &trace).await;
+            std::mem::take(response.body_mut()).collect().await.unwrap().to_bytes()
+        }));
+        prop_assert!(body.len() < 1_024);
+        assert_well_formed(str::from_utf8(&body).unwrap());
+    }
+}
