@@ -8,6 +8,8 @@ mod breaker;
 mod budget;
 mod data;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod properties;
 mod retry;

@@ -9,6 +9,9 @@ pub mod backend;
 pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod problem;
 pub mod settings;

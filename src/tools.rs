@@ -8,6 +8,8 @@ mod args;
 mod data;
 mod error;
 mod invisible;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod properties;
 mod tickets;

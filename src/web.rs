@@ -2,6 +2,8 @@
 //!
 //! `Web::answer` is the one way of a request, read from the outside in; `web/listener.rs` brings the requests to it.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod health;
 pub mod healthcheck;
 mod listener;

@@ -1,0 +1,45 @@
+//! Ways in for fuzz targets: a connection without a socket, and a request without a connection.
+
+use std::net::Ipv4Addr;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::listener::Connection;
+use super::*;
+
+const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+/// Speaks to a connection in pieces of a size, and hangs up or waits for its end. Returns all that it answered.
+pub(crate) async fn converse(web: &Arc<Web>, limits: &Limits, pieces: &[&[u8]], hang_up: bool) -> Vec<u8> {
+    let (client, server) = tokio::io::duplex(16 * 1024);
+    let connection = Connection { web: Arc::clone(web), lane: Lane::Main, limits: limits.clone(), peer: PEER };
+    let (mut answers, mut questions) = tokio::io::split(client);
+    let ask = async {
+        for piece in pieces {
+            if questions.write_all(piece).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if hang_up {
+            let _ = questions.shutdown().await;
+        }
+    };
+    let listen = async {
+        let mut heard = Vec::new();
+        let _ = answers.read_to_end(&mut heard).await;
+        heard
+    };
+    tokio::join!(connection.serve(server, CancellationToken::new()), ask, listen).2
+}
+
+/// One request to the endpoint, as it comes from a connection.
+pub(crate) async fn ask(web: &Web, request: http::Request<Vec<u8>>) -> http::Response<Bytes> {
+    let response = web.answer(request.map(Body::from), PEER, Lane::Main).await;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    http::Response::from_parts(head, body)
+}
