@@ -7,9 +7,9 @@
 mod args;
 mod data;
 mod error;
-mod invisible;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod invisible;
 #[cfg(test)]
 mod properties;
 mod tickets;

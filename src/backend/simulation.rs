@@ -202,6 +202,8 @@ struct World {
     begun: Instant,
     /// Entra is well, and no token is revoked: nobody ever waits for one.
     steady_token: bool,
+    /// The weather does not change and there are many calls: only that shows what is granted once and what for ever.
+    lasting: bool,
     weather: Mutex<(Weather, EntraWeather)>,
     /// The backend refuses tokens with a smaller number.
     revoked_below: AtomicU32,
@@ -245,7 +247,7 @@ impl World {
             max_attempts: dice.pick(&[1, 2, 3, 3, 5]),
             retry_percent: dice.pick(&[0, 20, 20, 20]),
             retry_floor: dice.pick(&[0, 1, 1, 10]),
-            circuit_breaker: !dice.one_in(10),
+            circuit_breaker: !dice.one_in(4),
             idempotent_creates: dice.one_in(4),
             ..BackendSettings::new(Url::parse("http://backend.example/api/v1").unwrap())
         };
@@ -253,6 +255,7 @@ impl World {
             seed,
             begun: Instant::now(),
             steady_token,
+            lasting: dice.one_in(5),
             weather: Mutex::new((Weather::Fair, EntraWeather::Fair)),
             revoked_below: AtomicU32::new(0),
             tokens: AtomicU32::new(0),
@@ -511,6 +514,11 @@ impl World {
             Entra::Hanging,
         ];
         let mut dice = Dice::new(self.seed, WEATHER, 0);
+        if self.lasting {
+            *self.weather.lock().unwrap() =
+                (dice.pick(&[Weather::Failing, Weather::Throttling, Weather::Lossy]), Entra::Fair);
+            return;
+        }
         loop {
             let authority = dice.pick(&AUTHORITY);
             let authority = if self.steady_token { Entra::Fair } else { authority };
@@ -575,7 +583,7 @@ impl World {
         let client = self.client();
         let weather = tokio::spawn(Arc::clone(&self).change_the_weather());
         let mut dice = Dice::new(self.seed, CALLERS, 0);
-        let pace = dice.pick(&[150, 400, 1_000, 2_000]);
+        let pace = if self.lasting { 150 } else { dice.pick(&[150, 400, 1_000, 2_000]) };
         if self.steady_token {
             sleep(Duration::from_secs(1)).await;
         }

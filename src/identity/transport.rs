@@ -203,8 +203,9 @@ pub(super) fn error_answer(
     let id = |name: &str| text(name).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(|id| id.to_string());
     let word = |name: &str| text(name).filter(|word| is_word(word)).map(str::to_owned);
     let from_entra = text("error").is_some();
-    let detail = match text("error_description") {
-        Some(description) if from_entra => clean(description),
+    let described = text("error_description").map(clean).filter(|description| !description.trim().is_empty());
+    let detail = match described {
+        Some(description) if from_entra => description,
         _ if from_entra => "the error has no description".to_owned(),
         _ => format!("HTTP {} with a body that is not an Entra error", status.as_u16()),
     };

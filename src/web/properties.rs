@@ -22,8 +22,10 @@ proptest! {
             Some(port) => format!("{scheme}://{host}:{port}"),
             None => format!("{scheme}://{host}"),
         };
+        // Settings let no host through that is none, such as one that begins like punycode and goes on otherwise.
+        let Ok(url) = Url::parse(&origin) else { return Ok(()) };
         let with = with_port(&origin);
-        let known = port.or_else(|| Url::parse(&origin).unwrap().port_or_known_default()).unwrap();
+        let known = port.or_else(|| url.port_or_known_default()).unwrap();
         prop_assert_eq!(&with, &format!("{scheme}://{host}:{known}"));
         prop_assert_eq!(with_port(&with), with);
     }

@@ -97,7 +97,7 @@ proptest! {
         prop_assert!((1..=MAX_LIFE).contains(&life));
         prop_assert_eq!(checked["token_type"].as_str(), Some("Bearer"));
         prop_assert!(!token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()));
-        let token = BearerToken::new(token, tokio::time::Instant::now(), Duration::from_secs(life));
+        let token = BearerToken::new(token, Instant::now(), Duration::from_secs(life));
         prop_assert!(token.is_some_and(|token| token.authorization().is_sensitive()));
     }
 
