@@ -144,14 +144,6 @@ pub enum Credential {
 }
 
 impl Credential {
-    /// The name for logs, metrics and error `details`.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Credential::WorkloadIdentity { .. } => "workload_identity",
-            Credential::ClientSecret { .. } => "client_secret",
-        }
-    }
-
     /// The federated token file, where one is used.
     pub fn token_file(&self) -> Option<&Path> {
         match self {

@@ -343,7 +343,6 @@ fn the_credential_follows_the_existence_of_the_token_file() {
 
     let settings = Settings::read(&vars(&[("AZURE_FEDERATED_TOKEN_FILE", &there)])).unwrap();
     assert_eq!(settings.identity.credential.token_file(), Some(Path::new(&there)));
-    assert_eq!(settings.identity.credential.kind(), "workload_identity");
     assert_eq!(
         settings.identity.summary(),
         format!(
@@ -355,7 +354,6 @@ fn the_credential_follows_the_existence_of_the_token_file() {
     let settings = Settings::read(&vars(&[("AZURE_FEDERATED_TOKEN_FILE", &missing)])).unwrap();
     let Credential::ClientSecret { secret } = &settings.identity.credential else { panic!("{settings:?}") };
     assert_eq!(secret.expose_secret(), SECRET);
-    assert_eq!(settings.identity.credential.kind(), "client_secret");
     assert!(settings.warnings.iter().any(|warning| warning.contains(&missing)), "{:?}", settings.warnings);
 
     let found = mistakes(&[("AZURE_FEDERATED_TOKEN_FILE", &missing), ("AZURE_CLIENT_SECRET", " ")]);
