@@ -31,7 +31,9 @@ COPY Cargo.toml Cargo.lock ./
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     mkdir -p src examples/endure \
     && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs examples/stand_ins.rs >examples/endure/main.rs \
+    && echo 'fn main() {}' >src/main.rs \
+    && cp src/main.rs examples/stand_ins.rs \
+    && cp src/main.rs examples/endure/main.rs \
     && cargo auditable build --locked --release --no-default-features --lib \
     && cargo clean --locked --release --package mcp-server \
     && rm -r src
