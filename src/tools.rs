@@ -280,7 +280,7 @@ impl ToolServer {
             tool: entry.index,
             name: entry.definition.name.clone(),
             call: Arc::new(self.shared.backend.begin_call(trace.trace().clone())),
-            caller: parts.and_then(|parts| parts.extensions.get::<Caller>().copied()),
+            caller: parts.and_then(|parts| parts.extensions.get::<Caller>().cloned()),
             trace,
             started: Instant::now(),
             recorded: false,
@@ -323,7 +323,7 @@ impl Ending {
         let duration_ms = took.as_micros() as f64 / 1_000.0;
         let (name, outcome_word, attempts) = (&*self.name, outcome.as_str(), self.call.attempts());
         let (status, address) =
-            (self.call.status(), self.caller.map(|caller| tracing::field::display(caller.address())));
+            (self.call.status(), self.caller.as_ref().map(|caller| tracing::field::display(caller.address())));
         let _inside = self.trace.span().enter();
         macro_rules! finished {
             ($level:ident, $verb:literal) => {
