@@ -40,6 +40,7 @@ use validator::Validate;
 
 use crate::auth::Caller;
 use crate::backend::{BackendClient, Call};
+use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
 use crate::telemetry::metrics::{Metrics, Outcome, Shed};
 use crate::telemetry::trace::RequestTrace;
@@ -89,13 +90,14 @@ impl Effect {
 }
 
 /// A tool's result: an object that matches its published schema.
-trait Output: Serialize + JsonSchema {
-    /// The same object as a value. Overridden where it can be moved instead of copied.
-    fn into_value(self) -> Result<Value, serde_json::Error>
-    where
-        Self: Sized,
-    {
-        serde_json::to_value(self)
+trait Output: JsonSchema {
+    /// The object as compact JSON.
+    fn to_json(&self) -> Result<String, serde_json::Error>;
+}
+
+impl<T: Serialize + JsonSchema> Output for T {
+    fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
     }
 }
 
@@ -108,7 +110,8 @@ struct Entry {
     run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
 }
 
-type Running = BoxFuture<'static, Result<CallToolResult, Problem>>;
+/// A call that runs, and gives its result as compact JSON.
+type Running = BoxFuture<'static, Result<String, Problem>>;
 
 /// The tools, sorted by name: the list is the same for everyone and every replica.
 static TOOLS: LazyLock<[Entry; 5]> = LazyLock::new(|| {
@@ -145,23 +148,35 @@ fn run<T: Tool>(entry: &'static Entry, server: ToolServer, call: Arc<Call>, argu
     Box::pin(async move {
         let tool: T = args::decode(&entry.rules, arguments)?;
         let output = tool.run(&server.shared.backend, &call).await?;
-        let (text, value) = render(output).map_err(|_| Problem::internal())?;
-        let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
-        result.structured_content = Some(value);
-        Ok(result)
+        render(&output).map_err(|_| Problem::internal())
     })
 }
 
-/// A result as text and as value, without what is in it for the model's eyes only.
-fn render(output: impl Output) -> Result<(String, Value), serde_json::Error> {
-    let text = serde_json::to_string(&output)?;
-    let visible = match invisible::without_invisible(&text) {
-        Cow::Borrowed(_) => return Ok((text, output.into_value()?)),
-        Cow::Owned(visible) => visible,
+/// A result as text, without what is in it for the model's eyes only.
+fn render(output: &impl Output) -> Result<String, serde_json::Error> {
+    let text = output.to_json()?;
+    match invisible::without_invisible(&text) {
+        Cow::Borrowed(_) => Ok(text),
+        // Outside of its strings JSON is ASCII, so it is the same object still; but two of its keys may be one now.
+        Cow::Owned(visible) => Ok(serde_json::from_str::<Value>(&visible)?.to_string()),
+    }
+}
+
+/// A success, whose text and structure are the same object. It waits beside the answer where there is a place for it.
+fn success(json: String, payload: Option<&Payload>) -> Result<CallToolResult, serde_json::Error> {
+    let (text, value) = match match payload {
+        Some(payload) => payload.leave(json),
+        None => Err(json),
+    } {
+        Ok(marks) => (marks.text, marks.value),
+        Err(json) => {
+            let value = serde_json::from_str(&json)?;
+            (json, value)
+        }
     };
-    // Outside of its strings JSON is ASCII, so it is the same object still. Both forms come from the one that was cleaned.
-    let value: Value = serde_json::from_str(&visible)?;
-    Ok((value.to_string(), value))
+    let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+    result.structured_content = Some(value);
+    Ok(result)
 }
 
 /// The MCP server: what rmcp calls. Made for every request, so it is one pointer.
@@ -259,7 +274,7 @@ impl ToolServer {
             self.shared.metrics.panicked();
             Err(Problem::internal())
         });
-        match result {
+        match result.and_then(|json| success(json, ending.payload.as_ref()).map_err(|_| Problem::internal())) {
             Ok(result) => {
                 ending.record(Outcome::Ok, None);
                 result
@@ -281,6 +296,7 @@ impl ToolServer {
             name: entry.definition.name.clone(),
             call: Arc::new(self.shared.backend.begin_call(trace.trace().clone())),
             caller: parts.and_then(|parts| parts.extensions.get::<Caller>().cloned()),
+            payload: parts.and_then(|parts| parts.extensions.get::<Payload>().cloned()),
             trace,
             started: Instant::now(),
             recorded: false,
@@ -295,6 +311,7 @@ struct Ending {
     name: Cow<'static, str>,
     call: Arc<Call>,
     caller: Option<Caller>,
+    payload: Option<Payload>,
     trace: RequestTrace,
     started: Instant,
     recorded: bool,
@@ -473,6 +490,7 @@ mod tests {
             name: TOOL_NAMES[tool].into(),
             call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
             caller: None,
+            payload: None,
             trace,
             started: Instant::now(),
             recorded: false,
@@ -506,7 +524,7 @@ mod tests {
             let works = running(tool, |_, _, _, _| {
                 Box::pin(async {
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    Ok(CallToolResult::success(Vec::new()))
+                    Ok("{}".to_owned())
                 })
             });
             let calls =

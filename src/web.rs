@@ -11,6 +11,7 @@ mod problem;
 #[cfg(test)]
 mod properties;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,9 +22,11 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -36,6 +39,7 @@ pub use health::Health;
 pub use listener::{Lane, Limits, Listener};
 
 use crate::auth::Caller;
+use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, Shed};
@@ -217,7 +221,7 @@ fn cors(origins: &[String]) -> CorsLayer {
 /// `POST /mcp`: MCP over streamable HTTP, by rmcp.
 async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     State(endpoint): State<Arc<Endpoint<S>>>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     if let Some(why) = is_ambiguous(&request) {
         return problem::bad_request(why);
@@ -231,7 +235,10 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
         return problem::overloaded("The server has as many requests as it takes at the same time.");
     };
     let _in_flight = endpoint.metrics.request_in_flight();
+    let payload = Payload::default();
+    request.extensions_mut().insert(payload.clone());
     match tokio::time::timeout(endpoint.wall, endpoint.mcp.handle(request)).await {
+        Ok(response) if payload.waits() => filled(response, &payload).await,
         Ok(response) => response.map(Body::new),
         Err(_elapsed) => {
             let mut problem = Problem::new(
@@ -243,6 +250,16 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
             problem::response(StatusCode::GATEWAY_TIMEOUT, problem)
         }
     }
+}
+
+/// The answer with the tool's result in it. rmcp has written it whole: nothing is waited for.
+async fn filled<B>(response: http::Response<B>, payload: &Payload) -> Response
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible>,
+{
+    let (head, body) = response.into_parts();
+    let Ok(body) = body.collect().await;
+    Response::from_parts(head, Body::from(payload.fill(body.to_bytes())))
 }
 
 /// `GET /`: JSON for programs, a page for people.

@@ -1,10 +1,12 @@
-//! Rows of the backend's datasets.
+//! Rows of the backend's datasets, which may be many: they are checked and written anew in one pass, and never become a tree.
 
-use serde::Deserialize;
+mod rows;
+
+use bytes::Bytes;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
+use super::{BackendClient, BackendError, Call, Failure, Outgoing, Route, Segment};
 
 /// What `GET /query/{dataset}` is asked.
 #[derive(Debug, Clone)]
@@ -18,10 +20,12 @@ pub struct Query {
 }
 
 /// What it answers.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryRows {
-    /// The rows, with all their fields.
-    pub data: Vec<Map<String, Value>>,
+    /// How many rows there are.
+    pub count: usize,
+    /// The rows, with all their columns: a JSON array of objects, compact.
+    pub json: String,
 }
 
 impl BackendClient {
@@ -39,6 +43,12 @@ impl BackendClient {
             let filters = form_urlencoded::byte_serialize(filters.as_bytes()).collect::<String>().replace('+', "%20");
             url.set_query(Some(&format!("limit={}&filters={filters}", query.limit)));
         }
-        self.send(call, Outgoing::read(Route::Query, url)).await
+        let request = Outgoing::read(Route::Query, url);
+        let body = self.repeat(call, &request).await?;
+        self.rows(&request, &body)
+    }
+
+    pub(super) fn rows(&self, request: &Outgoing, body: &Bytes) -> Result<QueryRows, BackendError> {
+        rows::read(body).map_err(|error| self.fail(request, Failure::Unreadable(error.into())))
     }
 }

@@ -17,7 +17,7 @@ pub(crate) async fn read_answer(client: &BackendClient, what: u8, response: Resp
         0 => client.decode::<User>(&request, &body).map(drop),
         1 => client.decode::<UserPage>(&request, &body).map(drop),
         2 => client.decode::<TicketPage>(&request, &body).map(drop),
-        3 => client.decode::<QueryRows>(&request, &body).map(drop),
+        3 => client.rows(&request, &body).map(drop),
         _ => client.decode::<Ticket>(&request, &body).map(drop),
     }
 }

@@ -1,7 +1,7 @@
 //! The tool about datasets.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use validator::Validate;
 
@@ -34,14 +34,15 @@ fn default_rows() -> u32 {
 }
 
 /// Rows of a dataset.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 pub(super) struct QueryResult {
     /// The dataset that was asked.
     dataset: String,
     /// How many rows `data` holds.
     rows: usize,
     /// The rows, with all their columns.
-    data: Vec<Map<String, Value>>,
+    #[schemars(with = "Vec<Map<String, Value>>")]
+    data: String,
 }
 
 impl Tool for QueryData {
@@ -53,19 +54,14 @@ impl Tool for QueryData {
     async fn run(self, backend: &BackendClient, call: &Call) -> Result<QueryResult, Problem> {
         let query = Query { dataset: segment("dataset", self.dataset)?, filters: self.filters, limit: self.limit };
         let answer = backend.query(call, &query).await.or_problem(|| format!("dataset `{}`", query.dataset))?;
-        Ok(QueryResult { dataset: query.dataset.to_string(), rows: answer.data.len(), data: answer.data })
+        Ok(QueryResult { dataset: query.dataset.to_string(), rows: answer.count, data: answer.json })
     }
 }
 
 impl Output for QueryResult {
-    /// Moves the rows, which may be many.
-    fn into_value(self) -> Result<Value, serde_json::Error> {
-        let data = self.data.into_iter().map(Value::Object).collect();
-        let fields = [
-            ("dataset".to_owned(), Value::String(self.dataset)),
-            ("rows".to_owned(), Value::from(self.rows)),
-            ("data".to_owned(), Value::Array(data)),
-        ];
-        Ok(Value::Object(Map::from_iter(fields)))
+    /// `data` is JSON already.
+    fn to_json(&self) -> Result<String, serde_json::Error> {
+        let dataset = serde_json::to_string(&self.dataset)?;
+        Ok(format!(r#"{{"dataset":{dataset},"rows":{},"data":{}}}"#, self.rows, self.data))
     }
 }

@@ -7,7 +7,7 @@ use validator::Validate;
 use super::args::{MAX_SAFE_INTEGER, SEGMENT_PATTERN};
 use super::error::{ProblemExt as _, segment};
 use super::users::default_limit;
-use super::{Effect, Output, Tool};
+use super::{Effect, Tool};
 use crate::backend::{BackendClient, Call, NewTicket, Priority, Ticket, TicketPage, TicketStatus};
 use crate::problem::Problem;
 
@@ -49,8 +49,6 @@ impl Tool for CreateTicket {
     }
 }
 
-impl Output for Ticket {}
-
 /// List support tickets, newest first, a page at a time. `total` tells how many there are; go on with `skip`.
 #[derive(Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
@@ -79,5 +77,3 @@ impl Tool for ListTickets {
         backend.tickets(call, self.status, self.skip, self.limit).await.or_problem(|| "list of tickets".to_owned())
     }
 }
-
-impl Output for TicketPage {}

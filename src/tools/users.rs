@@ -6,7 +6,7 @@ use validator::Validate;
 
 use super::args::{MAX_SAFE_INTEGER, SEGMENT_PATTERN};
 use super::error::{ProblemExt as _, segment};
-use super::{Effect, Output, Tool};
+use super::{Effect, Tool};
 use crate::backend::{BackendClient, Call, User, UserPage};
 use crate::problem::Problem;
 
@@ -34,8 +34,6 @@ impl Tool for GetUserProfile {
         backend.user(call, &id, self.include_details).await.or_problem(|| format!("user `{id}`"))
     }
 }
-
-impl Output for User {}
 
 /// List users, a page at a time. `total` tells how many there are; go on with `skip`.
 #[derive(Debug, Deserialize, JsonSchema, Validate)]
@@ -66,5 +64,3 @@ impl Tool for ListUsers {
         backend.users(call, self.skip, self.limit).await.or_problem(|| "list of users".to_owned())
     }
 }
-
-impl Output for UserPage {}

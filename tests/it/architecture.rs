@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
-    ("web", &["auth", "problem", "settings", "telemetry"]),
-    ("tools", &["auth", "backend", "problem", "telemetry"]),
+    ("web", &["auth", "payload", "problem", "settings", "telemetry"]),
+    ("tools", &["auth", "backend", "payload", "problem", "telemetry"]),
     ("check", &["backend", "identity", "settings", "telemetry"]),
     ("auth", &[]),
     ("backend", &["identity", "settings", "telemetry"]),
@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["settings"]),
     ("settings", &[]),
     ("telemetry", &["problem", "settings"]),
+    ("payload", &[]),
     ("problem", &["telemetry"]),
 ];
 
