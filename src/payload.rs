@@ -7,35 +7,25 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use memchr::memmem;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The place where the result of one request waits.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Payload(Arc<OnceLock<Waiting>>);
 
-#[derive(Debug)]
 struct Waiting {
     json: String,
-    marks: Marks,
+    text_mark: String,
+    value_mark: String,
 }
 
-/// What stands in an answer until the result takes its place. Nobody can know them beforehand.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What stands in an answer until the result takes its place.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// Where the result goes as the text of a JSON string.
+    /// For the place of the result as text.
     pub text: String,
-    /// Where it goes as it is.
+    /// For the place of the result as it is: an object too, for anything else would make rmcp add to the content.
     pub value: Value,
-}
-
-impl Marks {
-    fn new() -> Self {
-        let nonce = fastrand::u128(..);
-        // An object, as the result is: anything else would make rmcp add to the content.
-        let value = json!({ format!("payload-value-{nonce:032x}"): null });
-        Self { text: format!("payload-text-{nonce:032x}"), value }
-    }
 }
 
 impl Payload {
@@ -45,8 +35,14 @@ impl Payload {
     ///
     /// Gives the result back when there is one already.
     pub fn leave(&self, json: String) -> Result<Marks, String> {
-        let marks = Marks::new();
-        match self.0.set(Waiting { json, marks: marks.clone() }) {
+        // Nobody can know the number beforehand; and what comes first in a mark is rare elsewhere, so marks are found at once.
+        let nonce = fastrand::u64(..);
+        let (text_mark, value_mark) = (format!("\u{E000}{nonce:x}"), format!("\u{E001}{nonce:x}"));
+        let marks = Marks {
+            text: text_mark.clone(),
+            value: Value::Object([(value_mark.clone(), Value::Null)].into_iter().collect()),
+        };
+        match self.0.set(Waiting { json, text_mark, value_mark }) {
             Ok(()) => Ok(marks),
             Err(refused) => Err(refused.json),
         }
@@ -59,58 +55,60 @@ impl Payload {
 
     /// The answer with the result in its places. An answer without the marks, such as an error, is given back as it is.
     pub fn fill(&self, answer: Bytes) -> Bytes {
-        let Some(Waiting { json, marks }) = self.0.get() else { return answer };
-        let Some(parts) = Parts::of(&answer, marks) else { return answer };
+        let Some(waiting) = self.0.get() else { return answer };
+        let Some([before, between, after]) = waiting.around_the_marks(&answer) else { return answer };
+        let json = waiting.json.as_bytes();
         let mut whole = Vec::with_capacity(answer.len() + 2 * json.len() + json.len() / 4);
-        whole.extend_from_slice(parts.before);
+        whole.extend_from_slice(before);
         escape(json, &mut whole);
-        whole.extend_from_slice(parts.between);
-        whole.extend_from_slice(json.as_bytes());
-        whole.extend_from_slice(parts.after);
+        whole.extend_from_slice(between);
+        whole.extend_from_slice(json);
+        whole.extend_from_slice(after);
         whole.into()
     }
 }
 
-/// An answer, taken apart at its marks: the quotes of the text stay.
-struct Parts<'a> {
-    before: &'a [u8],
-    between: &'a [u8],
-    after: &'a [u8],
+impl Waiting {
+    /// What stands before, between and after the marks: rmcp writes `content` before `structuredContent`.
+    fn around_the_marks<'a>(&self, answer: &'a [u8]) -> Option<[&'a [u8]; 3]> {
+        let (before, rest) = split_at_mark(answer, &self.text_mark)?;
+        let (between, after) = split_at_mark(rest, &self.value_mark)?;
+        Some([before, between.strip_suffix(b"{\"")?, after.strip_prefix(b"\":null}")?])
+    }
 }
 
-impl<'a> Parts<'a> {
-    /// rmcp writes `content` before `structuredContent`.
-    fn of(answer: &'a [u8], marks: &Marks) -> Option<Self> {
-        let at = memmem::find(answer, marks.text.as_bytes())?;
+fn split_at_mark<'a>(answer: &'a [u8], mark: &str) -> Option<(&'a [u8], &'a [u8])> {
+    let mark = mark.as_bytes();
+    memchr::memchr_iter(*mark.first()?, answer).find_map(|at| {
         let (before, rest) = answer.split_at_checked(at)?;
-        let rest = rest.get(marks.text.len()..)?;
-        let value = marks.value.to_string();
-        let (between, rest) = rest.split_at_checked(memmem::find(rest, value.as_bytes())?)?;
-        Some(Self { before, between, after: rest.get(value.len()..)? })
-    }
+        Some((before, rest.strip_prefix(mark)?))
+    })
 }
 
 /// Compact JSON as the inside of a JSON string. Its own strings have their control characters escaped already.
-fn escape(json: &str, out: &mut Vec<u8>) {
-    let mut rest = json.as_bytes();
-    while let Some(at) = memchr::memchr2(b'"', b'\\', rest)
-        && let Some((plain, special)) = rest.split_at_checked(at)
-        && let Some((special, after)) = special.split_first()
-    {
-        out.extend_from_slice(plain);
-        out.extend_from_slice(&[b'\\', *special]);
-        rest = after;
+fn escape(json: &[u8], out: &mut Vec<u8>) {
+    for plain in json.split_inclusive(|byte| matches!(byte, b'"' | b'\\')) {
+        match plain.split_last() {
+            Some((special @ (b'"' | b'\\'), plain)) => {
+                out.extend_from_slice(plain);
+                out.extend_from_slice(&[b'\\', *special]);
+            }
+            _ => out.extend_from_slice(plain),
+        }
     }
-    out.extend_from_slice(rest);
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn answer(marks: &Marks) -> Bytes {
-        let result = json!({ "content": [{ "type": "text", "text": marks.text }], "structuredContent": marks.value });
-        serde_json::to_vec(&json!({ "id": "an \"id\"", "jsonrpc": "2.0", "result": result })).unwrap().into()
+        let result = json!({ "content": [{ "type": "text", "text": marks.text }], "structuredContent": &marks.value });
+        serde_json::to_vec(&json!({ "id": "\u{E000}\u{E001} \"id\"", "jsonrpc": "2.0", "result": result }))
+            .unwrap()
+            .into()
     }
 
     #[test]
@@ -119,14 +117,14 @@ mod tests {
             json!({}),
             json!({ "name": "Zoë \"Z\" \\ \n\t\u{1}\u{7f} 語 😀" }),
             json!({ "data": [{ "a": [1, -2.5, null, true, "", { "\"\\": {} }] }] }),
-            json!({ "payload-text-": "payload-value-" }),
+            json!({ "\u{E000}": "\u{E001}\u{E000}" }),
         ] {
             let payload = Payload::default();
             let marks = payload.leave(result.to_string()).unwrap();
             let filled: Value = serde_json::from_slice(&payload.fill(answer(&marks))).unwrap();
             assert_eq!(filled["result"]["content"][0]["text"], result.to_string());
             assert_eq!(filled["result"]["structuredContent"], result);
-            assert_eq!(filled["id"], "an \"id\"");
+            assert_eq!(filled["id"], "\u{E000}\u{E001} \"id\"");
         }
     }
 
