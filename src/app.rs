@@ -300,7 +300,9 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::*;
-    use crate::settings::{BackendSettings, Credential, IdentitySettings, LogSettings, WebSettings};
+    use crate::settings::{
+        BackendSettings, Credential, IdentitySettings, InboundAuth, LogSettings, ToolSettings, WebSettings,
+    };
 
     /// A server whose Entra and backend do not exist, serving on ports that the system chooses.
     fn serving() -> Serving {
@@ -322,7 +324,8 @@ mod tests {
         };
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let log = LogSettings::default();
-        App::bind(&Settings { identity, backend, web, log, warnings: Vec::new() }).unwrap().start()
+        let (inbound, tools) = (InboundAuth::None, ToolSettings::default());
+        App::bind(&Settings { identity, backend, web, inbound, tools, log, warnings: Vec::new() }).unwrap().start()
     }
 
     #[tokio::test]

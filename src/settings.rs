@@ -11,6 +11,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+mod inbound;
 mod parse;
 mod reader;
 #[cfg(test)]
@@ -18,6 +19,9 @@ mod tests;
 mod variables;
 mod vars;
 
+pub use inbound::{EntraInbound, InboundAuth, Permission, PermissionNames, ToolSettings};
+#[cfg(test)]
+pub(crate) use inbound::{TOOLS, WRITING_TOOLS};
 use reader::Reader;
 pub use reader::{Mistake, SettingsError};
 pub use variables::{LIBRARY_VARIABLES, VARIABLES, Variable};
@@ -37,6 +41,10 @@ pub struct Settings {
     pub backend: BackendSettings,
     /// The listeners and their limits.
     pub web: WebSettings,
+    /// Who may call.
+    pub inbound: InboundAuth,
+    /// Which tools there are for anybody.
+    pub tools: ToolSettings,
     /// What is logged.
     pub log: LogSettings,
     /// What is legal but deserves a WARN at each start, as whole sentences.
@@ -72,11 +80,21 @@ impl Settings {
         let host = reader.optional("HOST", parse::host, WebSettings::default().host);
         let allowed_hosts = allowed_hosts(&mut reader);
         let web = web(&mut reader, host, allowed_hosts);
+        let tenant = identity.as_ref().map(|identity| identity.tenant_id.as_str());
+        let inbound = inbound::inbound(&mut reader, tenant, host, web.allowed_hosts.as_deref());
+        let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
 
         let warnings = reader.take_warnings();
-        let settings =
-            identity.zip(backend).map(|(identity, backend)| Settings { identity, backend, web, log, warnings });
+        let settings = identity.zip(backend).zip(inbound).map(|((identity, backend), inbound)| Settings {
+            identity,
+            backend,
+            web,
+            inbound,
+            tools,
+            log,
+            warnings,
+        });
         reader.finish(settings)
     }
 
@@ -90,10 +108,12 @@ impl Settings {
         let mut reader = Reader::new(vars);
         let backend = backend(&mut reader, Some(without_trailing_slash(backend_base_url)));
         let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts);
+        let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
 
         let warnings = reader.take_warnings();
-        reader.finish(backend.map(|backend| Settings { identity, backend, web, log, warnings }))
+        let inbound = InboundAuth::None;
+        reader.finish(backend.map(|backend| Settings { identity, backend, web, inbound, tools, log, warnings }))
     }
 }
 

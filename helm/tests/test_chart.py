@@ -729,6 +729,7 @@ def test_every_variable_reaches_the_program(name):
         "AZURE_FEDERATED_TOKEN_FILE": "/var/run/secrets/other/token",
         "AZURE_SCOPES": "api://other/.default",
         "BACKEND_API_URL": "https://other.contoso.com",
+        "PUBLIC_URL": "https://other.contoso.com/mcp",
         "HOST": "10.0.0.1",
         "LOG_LEVEL": "DEBUG",
     }

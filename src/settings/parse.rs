@@ -189,7 +189,7 @@ pub(super) fn allowed_origin(value: &str) -> Result<String, String> {
 
 /// `Url` follows the browsers and forgives a lot: blanks, backslashes, missing or surplus slashes, an `@` with nothing
 /// before it. A setting that needs such mercy is a mistake.
-fn absolute_url(value: &str, schemes: &[&str]) -> Result<Url, String> {
+pub(super) fn absolute_url(value: &str, schemes: &[&str]) -> Result<Url, String> {
     let accepted = schemes.join(" or ");
     let refused = || format!("is not an absolute {accepted} URL");
     let (scheme, rest) = value.split_once("://").ok_or_else(refused)?;
@@ -214,7 +214,7 @@ pub(super) fn looks_like_credential(value: &str) -> bool {
 }
 
 /// Only the form with hyphens: it is the one that Entra writes.
-fn is_guid(value: &str) -> bool {
+pub(super) fn is_guid(value: &str) -> bool {
     value.len() == 36 && Uuid::try_parse(value).is_ok()
 }
 

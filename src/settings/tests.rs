@@ -369,7 +369,7 @@ fn an_empty_token_file_variable_means_the_built_in_path() {
 
 #[test]
 fn what_is_legal_but_unwise_gets_a_warning() {
-    let wise = [("AZURE_SCOPES", "api://app/.default"), ("BACKEND_API_URL", "https://backend")];
+    let wise = [("AZURE_SCOPES", "api://app/.default"), ("BACKEND_API_URL", "https://backend"), ("HOST", "127.0.0.1")];
     for (extra, warned) in [
         ([].as_slice(), None),
         (&[("BACKEND_API_URL", "http://localhost:9000")], None),
@@ -621,4 +621,135 @@ fn the_health_check_asks_where_the_server_listens() {
 fn a_pod_is_recognised() {
     assert!(!in_kubernetes(&vars(&[])));
     assert!(in_kubernetes(&vars(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")])));
+}
+
+const API: &str = "AAAAAAAA-0000-4000-8000-00000000000A";
+/// All that `INBOUND_AUTH=entra` cannot do without.
+const ENTRA: [(&str, &str); 3] =
+    [("INBOUND_AUTH", "Entra"), ("INBOUND_AUDIENCE", API), ("PUBLIC_URL", "https://localhost/mcp")];
+
+fn with_entra(extra: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    ENTRA.iter().chain(extra).copied().collect()
+}
+
+fn entra(extra: &[(&'static str, &'static str)]) -> (EntraInbound, Vec<String>) {
+    let settings = read(&with_entra(extra)).unwrap();
+    match settings.inbound {
+        InboundAuth::Entra(inbound) => (*inbound, settings.warnings),
+        InboundAuth::None => panic!("no door"),
+    }
+}
+
+#[test]
+fn inbound_authorization_needs_an_audience_and_a_url_and_knows_the_rest() {
+    let (inbound, warnings) = entra(&[]);
+    assert_eq!(inbound.client_ids, [API.to_ascii_lowercase()]);
+    assert_eq!((inbound.tenants, inbound.clients.len(), inbound.app_id_uris.len()), (vec![TENANT.to_owned()], 0, 0));
+    assert_eq!(inbound.public_url.as_str(), "https://localhost/mcp");
+    assert_eq!((inbound.scopes, inbound.roles), (PermissionNames::default(), PermissionNames::default()));
+    assert!(!warnings.iter().any(|warning| warning.contains("INBOUND") || warning.contains("PUBLIC")), "{warnings:?}");
+
+    let other = "BBBBBBBB-0000-4000-8000-00000000000B";
+    let (inbound, warnings) = entra(&[
+        ("INBOUND_AUDIENCE", "api://mine, https://mcp.example.com/mcp"),
+        ("INBOUND_TENANTS", other),
+        ("INBOUND_CLIENTS", other),
+        ("INBOUND_SCOPE_NAMES", "users.read=Users.Read, tickets.write = access_as_user"),
+        ("INBOUND_ROLE_NAMES", "data.read=Data.Read.All"),
+        ("PUBLIC_URL", "https://mcp.example.com/mcp"),
+    ]);
+    assert_eq!((inbound.client_ids.len(), &*inbound.app_id_uris[1]), (0, "https://mcp.example.com/mcp"));
+    assert_eq!((&inbound.tenants[0], &inbound.clients[0]), (&other.to_lowercase(), &other.to_lowercase()));
+    let names: Vec<_> = inbound.scopes.iter().map(|(_, name)| name).collect();
+    assert_eq!(names, ["Users.Read", "tickets.read", "access_as_user", "data.read"]);
+    assert_eq!(inbound.roles.of(Permission::DataRead), "Data.Read.All");
+    for beginning in ["INBOUND_AUDIENCE names no client id", "PUBLIC_URL is on `mcp.example.com`, which ALLOWED_HOSTS"]
+    {
+        assert!(warnings.iter().any(|warning| warning.starts_with(beginning)), "{warnings:?}");
+    }
+    let (_, warnings) =
+        entra(&[("ALLOWED_HOSTS", "mcp.example.com:443"), ("PUBLIC_URL", "https://mcp.example.com/mcp")]);
+    assert!(!warnings.iter().any(|warning| warning.contains("PUBLIC_URL")), "{warnings:?}");
+}
+
+#[test]
+fn an_open_door_is_told_of_unless_only_this_machine_can_reach_it() {
+    for (host, told) in [("", true), ("10.0.0.1", true), ("127.0.0.1", false), ("::1", false)] {
+        let warnings = read(&[("HOST", host)]).unwrap().warnings;
+        assert_eq!(warnings.iter().any(|text| text.starts_with("INBOUND_AUTH is `none`")), told, "{host} {warnings:?}");
+    }
+}
+
+#[test]
+fn half_an_authorization_is_a_mistake_and_never_an_open_door() {
+    for (extra, expected) in [
+        (&[("INBOUND_AUTH", "entra")][..], &["INBOUND_AUDIENCE: is required", "PUBLIC_URL: is required"][..]),
+        (&with_entra(&[("INBOUND_AUDIENCE", "")]), &["INBOUND_AUDIENCE: is required with INBOUND_AUTH=entra"]),
+        (&with_entra(&[("INBOUND_AUDIENCE", ",")]), &["INBOUND_AUDIENCE: is required with INBOUND_AUTH=entra"]),
+        (&with_entra(&[("PUBLIC_URL", "")]), &["PUBLIC_URL: is required with INBOUND_AUTH=entra"]),
+        (
+            &with_entra(&[("AZURE_TENANT_ID", "contoso.example")]),
+            &["INBOUND_TENANTS: is required when AZURE_TENANT_ID"],
+        ),
+        (&with_entra(&[("INBOUND_AUTH", "off")]), &["INBOUND_AUTH: `off` is no kind of inbound authorization"]),
+        (&with_entra(&[("INBOUND_AUTH", "")]), &["INBOUND_AUDIENCE: is set, but INBOUND_AUTH is not `entra`"]),
+        (&[("INBOUND_AUTH", "none"), ("INBOUND_AUDIENCE", API)], &["INBOUND_AUDIENCE: is set, but"]),
+        (&[("INBOUND_TENANTS", TENANT)], &["INBOUND_TENANTS: is set, but"]),
+        (&[("INBOUND_CLIENTS", CLIENT)], &["INBOUND_CLIENTS: is set, but"]),
+        (&[("INBOUND_SCOPE_NAMES", "users.read=x")], &["INBOUND_SCOPE_NAMES: is set, but"]),
+        (&[("INBOUND_ROLE_NAMES", "users.read=x")], &["INBOUND_ROLE_NAMES: is set, but"]),
+        (&[("ENABLED_TOOLS", "create_ticket"), ("READ_ONLY", "yes")], &["ENABLED_TOOLS: lists only tools that"]),
+    ] {
+        let found = mistakes(extra);
+        assert_eq!(found.len(), expected.len(), "{extra:?}: {found:?}");
+        for (mistake, beginning) in found.iter().zip(expected) {
+            assert!(mistake.starts_with(beginning), "{extra:?}: {mistake}");
+        }
+    }
+    for (name, values, accepted) in [
+        (
+            "INBOUND_AUDIENCE",
+            &["my-api", "api://", "://x", "api://a b", "api://a\"b"][..],
+            "expected the API's client id",
+        ),
+        ("INBOUND_TENANTS", &["contoso.example", "common", "*"], "is not a tenant's GUID"),
+        ("INBOUND_CLIENTS", &["vscode"], "expected a GUID"),
+        (
+            "INBOUND_SCOPE_NAMES",
+            &["users.read", "users.read=", "read=x", "users.read=a b", "users.read=a\"b"],
+            "is not `permission=name`",
+        ),
+        ("PUBLIC_URL", &["http://mcp.example.com/mcp"], "is plain http"),
+        (
+            "PUBLIC_URL",
+            &["https://mcp.example.com", "https://mcp.example.com/", "https://a.example/mcp/"],
+            "has no path",
+        ),
+        (
+            "PUBLIC_URL",
+            &["https://MCP.example.com/mcp", "https://a.example:443/mcp", "https://a.example/x/../mcp"],
+            "is not in its normal form",
+        ),
+        ("PUBLIC_URL", &["mcp.example.com/mcp", "ftp://a/mcp"], "is not an absolute https or http URL"),
+        ("ENABLED_TOOLS", &["drop_table", "List_Users"], "is no tool; expected some of create_ticket"),
+        ("READ_ONLY", &["perhaps"], "expected true, false"),
+    ] {
+        for value in values {
+            let found = mistakes(&[(name, value)]);
+            let [mistake] = found.as_slice() else { panic!("{name}={value:?} made {found:?}") };
+            assert!(mistake.starts_with(&format!("{name}: `")) && mistake.contains(accepted), "{value:?}: {mistake}");
+        }
+    }
+}
+
+#[test]
+fn tools_can_be_switched_off() {
+    let left = |extra: &[(&str, &str)]| {
+        let tools = read(extra).unwrap().tools;
+        TOOLS.into_iter().filter(|tool| tools.allows(tool, WRITING_TOOLS.contains(tool))).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&[]), TOOLS);
+    assert_eq!(left(&[("READ_ONLY", "true")]), TOOLS[1..]);
+    assert_eq!(left(&[("ENABLED_TOOLS", "list_users, create_ticket,")]), ["create_ticket", "list_users"]);
+    assert_eq!(left(&[("ENABLED_TOOLS", "list_users,create_ticket"), ("READ_ONLY", "1")]), ["list_users"]);
 }

@@ -103,6 +103,37 @@ pub const VARIABLES: &[Variable] = &[
         "ALLOWED_ORIGINS",
         "Browser origins that `/mcp` accepts and answers CORS for, such as `https://app.example.com`; requests without `Origin` always pass.",
     ),
+    optional(
+        "INBOUND_AUTH",
+        "none",
+        "Who may call: `entra` wants a token of Entra ID from every caller, `none` leaves it to the network.",
+    ),
+    without_default(
+        "INBOUND_AUDIENCE",
+        "With `entra`: client id of this server's app registration, the audience of its tokens; beside it its App ID URI, where version 1 tokens are to be accepted too.",
+    ),
+    without_default(
+        "INBOUND_TENANTS",
+        "With `entra`: tenants whose tokens are accepted, as GUIDs; unset means AZURE_TENANT_ID alone.",
+    ),
+    without_default(
+        "INBOUND_CLIENTS",
+        "With `entra`: client ids of the only applications that may call; unset means any application of the tenants.",
+    ),
+    without_default(
+        "INBOUND_SCOPE_NAMES",
+        "With `entra`: what permissions are called as delegated scopes, such as `users.read=Users.Read`; others keep their names: users.read, tickets.read, tickets.write, data.read.",
+    ),
+    without_default(
+        "INBOUND_ROLE_NAMES",
+        "With `entra`: the same for app roles, which apps without a user are granted.",
+    ),
+    without_default(
+        "PUBLIC_URL",
+        "URL of the MCP endpoint as clients write it, such as `https://mcp.example.com/mcp`; required with INBOUND_AUTH=entra.",
+    ),
+    without_default("ENABLED_TOOLS", "The only tools that exist, for whoever calls; unset means all five."),
+    optional("READ_ONLY", "false", "Whether tools that change something (`create_ticket`) are switched off."),
     optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
     optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),
     optional(

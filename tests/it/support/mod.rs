@@ -12,7 +12,9 @@ use std::time::Duration;
 use mcp_server::app::{App, AppError};
 use mcp_server::demo::backend::RecordedRequest;
 use mcp_server::demo::{DemoOptions, StandIns};
-use mcp_server::settings::{BackendSettings, IdentitySettings, LogSettings, Settings, WebSettings};
+use mcp_server::settings::{
+    BackendSettings, IdentitySettings, InboundAuth, LogSettings, Settings, ToolSettings, WebSettings,
+};
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -172,7 +174,8 @@ pub fn settings(identity: IdentitySettings, stand_ins: &StandIns) -> Settings {
         drain_delay: Duration::ZERO,
         ..WebSettings::default()
     };
-    Settings { identity, backend, web, log: LogSettings::default(), warnings: Vec::new() }
+    let (inbound, tools) = (InboundAuth::None, ToolSettings::default());
+    Settings { identity, backend, web, inbound, tools, log: LogSettings::default(), warnings: Vec::new() }
 }
 
 /// A JSON-RPC request as a client of this era writes it.
