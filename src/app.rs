@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error_span, info, warn};
 
+use crate::auth::{Verifier, VerifierError};
 use crate::backend::{BackendClient, BreakerState, Route};
 use crate::identity::{IdentityStartError, TokenSource};
-use crate::settings::Settings;
+use crate::settings::{EntraInbound, IdentitySettings, InboundAuth, Settings};
 use crate::telemetry::metrics::Metrics;
 use crate::tools::{TOOL_NAMES, ToolServer};
-use crate::web::{Health, Lane, Limits, Listener, Web};
+use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
 
 /// How often the backend's health is asked, for all the probes together.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
@@ -62,6 +63,9 @@ pub enum AppError {
     /// The identity cannot work with this configuration on this machine.
     #[error("cannot set up the identity")]
     Identity(#[from] IdentityStartError),
+    /// Callers' tokens cannot be checked on this machine.
+    #[error("cannot check the tokens of callers")]
+    Verifier(#[from] VerifierError),
     /// The HTTP client for the backend cannot be built: the platform's certificates, most likely.
     #[error("cannot build the HTTP client for the backend")]
     Client(#[from] reqwest::Error),
@@ -99,7 +103,11 @@ impl App {
         let metrics = Arc::new(metrics_of(&identity, &observed));
         let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?);
         let _ = observed.set(Arc::downgrade(&backend));
-        let health = Arc::new(Health::new(move || identity.is_healthy(), settings.backend.check_in_readiness));
+        let inbound = inbound(settings)?;
+        let verifier = inbound.as_ref().map(|(_, verifier)| Arc::clone(verifier));
+        // Without Entra's keys every caller would be sent away: not ready, as without a token of our own.
+        let has_tokens = move || identity.is_healthy() && verifier.as_ref().is_none_or(|verifier| verifier.is_ready());
+        let health = Arc::new(Health::new(has_tokens, settings.backend.check_in_readiness));
         let out_of_time = CancellationToken::new();
         let tools = ToolServer::new(
             Arc::clone(&backend),
@@ -107,8 +115,13 @@ impl App {
             settings.web.max_in_flight_per_tool,
             settings.log.debug,
             out_of_time.clone(),
+            |tool, writes| settings.tools.allows(tool, writes),
         );
-        let web = Web::new(&settings.web, tools, Arc::clone(&metrics), Arc::clone(&health), settings.backend.timeout);
+        let guard = inbound.map(|(inbound, verifier)| {
+            Guard::new(inbound, &settings.identity.authority, verifier, tools.permissions())
+        });
+        let (metrics_of_web, timeout) = (Arc::clone(&metrics), settings.backend.timeout);
+        let web = Web::new(&settings.web, tools, metrics_of_web, Arc::clone(&health), timeout, guard);
         Ok(Self {
             main,
             management,
@@ -240,6 +253,15 @@ async fn through_panics<F: Future<Output = ()>>(metrics: &Metrics, work: impl Fn
     }
 }
 
+/// What checks the tokens of callers, where they have to have some.
+fn inbound(settings: &Settings) -> Result<Option<(&EntraInbound, Arc<Verifier>)>, AppError> {
+    let InboundAuth::Entra(inbound) = &settings.inbound else { return Ok(None) };
+    let IdentitySettings { authority, extra_ca_pem, .. } = &settings.identity;
+    let verifier = Verifier::start(inbound, authority, extra_ca_pem.as_deref(), false)?;
+    info!("callers need a token of Entra ID for `{}`", inbound.public_url);
+    Ok(Some((inbound, Arc::new(verifier))))
+}
+
 /// The figures, with those that the identity and the backend hold in memory anyway. The backend counts in them itself and joins
 /// later, so it is held weakly.
 fn metrics_of(identity: &Arc<TokenSource>, backend: &Arc<OnceLock<Weak<BackendClient>>>) -> Metrics {
@@ -300,9 +322,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::*;
-    use crate::settings::{
-        BackendSettings, Credential, IdentitySettings, InboundAuth, LogSettings, ToolSettings, WebSettings,
-    };
+    use crate::settings::{BackendSettings, Credential, LogSettings, ToolSettings, WebSettings};
 
     /// A server whose Entra and backend do not exist, serving on ports that the system chooses.
     fn serving() -> Serving {

@@ -43,11 +43,18 @@ impl Bench {
         let identity = runtime.block_on(async { simulated::no_token() });
         let backend = BackendClient::new(&settings, identity, Arc::clone(&metrics)).expect("TLS");
         let backend = Arc::new(backend);
-        let tools = ToolServer::new(Arc::clone(&backend), Arc::clone(&metrics), 512, false, CancellationToken::new());
+        let tools = ToolServer::new(
+            Arc::clone(&backend),
+            Arc::clone(&metrics),
+            512,
+            false,
+            CancellationToken::new(),
+            |_, _| true,
+        );
         let settings =
             WebSettings { allowed_origins: vec!["https://app.example".to_owned()], ..WebSettings::default() };
         let health = Arc::new(Health::new(|| false, false));
-        let web = Arc::new(Web::new(&settings, tools, metrics, health, Duration::from_secs(10)));
+        let web = Arc::new(Web::new(&settings, tools, metrics, health, Duration::from_secs(10), None));
         Self { runtime, backend, web, limits: Limits::from(&settings) }
     }
 

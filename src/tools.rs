@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, warn};
 use validator::Validate;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Permission};
 use crate::backend::{BackendClient, Call};
 use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
@@ -53,7 +53,7 @@ const PROTOCOL_VERSIONS: &[ProtocolVersion] = &[
     ProtocolVersion::V_2025_11_25,
     ProtocolVersion::V_2026_07_28,
 ];
-/// What we can do changes with a release only, and is the same for everyone: clients may keep it for a while.
+/// What we can do changes with a release or a restart only: where it is the same for everyone, clients may keep it for a while.
 const LIST_TTL_MS: u64 = 300_000;
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
 const INSTRUCTIONS: &str = "Users, support tickets and datasets of the organisation's internal service. \
@@ -106,6 +106,8 @@ struct Entry {
     definition: ToolDefinition,
     rules: Rules,
     effect: Effect,
+    /// What a caller needs to see and to call it.
+    permission: Permission,
     index: usize,
     run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
 }
@@ -113,14 +115,14 @@ struct Entry {
 /// A call that runs, and gives its result as compact JSON.
 type Running = BoxFuture<'static, Result<String, Problem>>;
 
-/// The tools, sorted by name: the list is the same for everyone and every replica.
+/// The tools, sorted by name, and what a caller needs for each. The order is the same for everyone and on every replica.
 static TOOLS: LazyLock<[Entry; 5]> = LazyLock::new(|| {
     [
-        entry::<tickets::CreateTicket>(0),
-        entry::<users::GetUserProfile>(1),
-        entry::<tickets::ListTickets>(2),
-        entry::<users::ListUsers>(3),
-        entry::<data::QueryData>(4),
+        entry::<tickets::CreateTicket>(0, Permission::TicketsWrite),
+        entry::<users::GetUserProfile>(1, Permission::UsersRead),
+        entry::<tickets::ListTickets>(2, Permission::TicketsRead),
+        entry::<users::ListUsers>(3, Permission::UsersRead),
+        entry::<data::QueryData>(4, Permission::DataRead),
     ]
 });
 
@@ -133,14 +135,14 @@ pub const TOOL_NAMES: [&str; 5] = [
     data::QueryData::NAME,
 ];
 
-fn entry<T: Tool>(index: usize) -> Entry {
+fn entry<T: Tool>(index: usize, permission: Permission) -> Entry {
     let (description, input) = args::input_schema::<T>();
     let rules = Rules::of(&input);
     let definition = ToolDefinition::new(T::NAME, description, Arc::new(input))
         .with_title(T::TITLE)
         .with_raw_output_schema(Arc::new(args::output_schema::<T::Output>()))
         .with_annotations(T::EFFECT.annotations());
-    Entry { definition, rules, effect: T::EFFECT, index, run: run::<T> }
+    Entry { definition, rules, effect: T::EFFECT, permission, index, run: run::<T> }
 }
 
 /// Decodes, runs and renders one tool.
@@ -188,6 +190,8 @@ pub struct ToolServer {
 struct Shared {
     backend: Arc<BackendClient>,
     metrics: Arc<Metrics>,
+    /// Which tools there are for anybody (`ENABLED_TOOLS`, `READ_ONLY`), in the order of the table.
+    switched_on: [bool; TOOL_NAMES.len()],
     /// Room for calls of each tool, so that one tool cannot take all of it.
     room: [Semaphore; TOOL_NAMES.len()],
     /// Whether failures tell their technical cause (`DEBUG=true`).
@@ -201,14 +205,18 @@ struct Shared {
 
 impl ToolServer {
     /// Builds what every call shares, the table of tools included: a schema that cannot be used shows here, at start.
+    /// `switched_on` tells of a tool, by its name and whether it changes something, whether it exists for anybody.
     pub fn new(
         backend: Arc<BackendClient>,
         metrics: Arc<Metrics>,
         max_in_flight_per_tool: usize,
         tell_causes: bool,
         out_of_time: CancellationToken,
+        switched_on: impl Fn(&str, bool) -> bool,
     ) -> Self {
         LazyLock::force(&TOOLS);
+        let switched_on =
+            TOOLS.each_ref().map(|entry| switched_on(&entry.definition.name, entry.effect != Effect::Reads));
         let implementation = Implementation::new("mcp-server", env!("CARGO_PKG_VERSION")).with_title("MCP server");
         let mut result_meta = MetaObject::new();
         result_meta.insert(
@@ -220,7 +228,23 @@ impl ToolServer {
             .with_instructions(INSTRUCTIONS)
             .with_protocol_version(ProtocolVersion::V_2025_11_25);
         let room = std::array::from_fn(|_| Semaphore::new(max_in_flight_per_tool));
-        Self { shared: Arc::new(Shared { backend, metrics, room, tell_causes, out_of_time, info, result_meta }) }
+        let shared = Shared { backend, metrics, switched_on, room, tell_causes, out_of_time, info, result_meta };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What callers can need here, each once: the permissions of the tools that are switched on.
+    pub fn permissions(&self) -> impl Iterator<Item = Permission> {
+        let wanted = |permission| self.entries().any(|entry| entry.permission == permission);
+        Permission::ALL.into_iter().filter(move |permission| wanted(*permission))
+    }
+
+    /// The tools that are switched on.
+    fn entries(&self) -> impl Iterator<Item = &'static Entry> {
+        TOOLS.iter().filter(|entry| self.shared.switched_on.get(entry.index).copied().unwrap_or(false))
+    }
+
+    fn find(&self, name: &str) -> Option<&'static Entry> {
+        self.entries().find(|entry| entry.definition.name == name)
     }
 
     /// Runs a call until it ends, its client leaves, or the server has to stop.
@@ -387,10 +411,9 @@ impl ServerHandler for ToolServer {
         Cow::Borrowed(PROTOCOL_VERSIONS)
     }
 
-    async fn discover(&self, _context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
+    async fn discover(&self, context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
         let mut result = DiscoverResult::from_server_info(PROTOCOL_VERSIONS.to_vec(), self.get_info());
-        result.ttl_ms = LIST_TTL_MS;
-        result.cache_scope = CacheScope::Public;
+        (result.ttl_ms, result.cache_scope) = cache_hints(&context);
         Ok(result)
     }
 
@@ -402,17 +425,19 @@ impl ServerHandler for ToolServer {
         if request.is_some_and(|page| page.cursor.is_some()) {
             return Err(ErrorData::invalid_params("the list of tools has one page: send no cursor", None));
         }
-        let tools = TOOLS.iter().map(|entry| entry.definition.clone()).collect();
-        let mut list = ListToolsResult::with_all_items(tools);
+        let caller = caller(&context);
+        let visible = self.entries().filter(|entry| caller.is_some_and(|caller| caller.may(entry.permission)));
+        let mut list = ListToolsResult::with_all_items(visible.map(|entry| entry.definition.clone()).collect());
         if is_modern(&context) {
-            list = list.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public);
+            let (ttl_ms, cache_scope) = cache_hints(&context);
+            list = list.with_ttl_ms(ttl_ms).with_cache_scope(cache_scope);
             list.meta = Some(self.shared.result_meta.clone());
         }
         Ok(list)
     }
 
     fn get_tool(&self, name: &str) -> Option<ToolDefinition> {
-        find(name).map(|entry| entry.definition.clone())
+        self.find(name).map(|entry| entry.definition.clone())
     }
 
     async fn call_tool(
@@ -420,12 +445,19 @@ impl ServerHandler for ToolServer {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let Some(entry) = find(&request.name) else {
+        let Some(entry) = self.find(&request.name) else {
+            let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();
             return Err(ErrorData::invalid_params(
-                format!("there is no such tool; the tools are {}", TOOL_NAMES.join(", ")),
+                format!("there is no such tool; the tools are {}", names.join(", ")),
                 None,
             ));
         };
+        let name = TOOL_NAMES.get(entry.index).copied().unwrap_or_default();
+        if !caller(&context).is_some_and(|caller| caller.may_call(name, entry.permission)) {
+            // The HTTP layer answers in place of this, with a status and a challenge that clients act on.
+            let needed = entry.permission.as_str();
+            return Err(ErrorData::invalid_request(format!("the caller lacks the permission `{needed}`"), None));
+        }
         // rmcp moves the future of a request several times: a box keeps that cheap.
         Ok(Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), context)).await.into())
     }
@@ -446,8 +478,22 @@ impl ServerHandler for ToolServer {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
 fn find(name: &str) -> Option<&'static Entry> {
     TOOLS.iter().find(|entry| entry.definition.name == name)
+}
+
+fn caller(context: &RequestContext<RoleServer>) -> Option<&Caller> {
+    context.extensions.get::<http::request::Parts>()?.extensions.get::<Caller>()
+}
+
+/// How long, and for whom, what we say about our tools may be kept. What depends on the caller is theirs alone, and changes with
+/// their next token.
+fn cache_hints(context: &RequestContext<RoleServer>) -> (u64, CacheScope) {
+    match caller(context).and_then(Caller::identity) {
+        None => (LIST_TTL_MS, CacheScope::Public),
+        Some(_) => (0, CacheScope::Private),
+    }
 }
 
 fn is_modern(context: &RequestContext<RoleServer>) -> bool {
@@ -479,7 +525,9 @@ mod tests {
         let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
-        ToolServer::new(Arc::new(backend), metrics, max_in_flight_per_tool, false, CancellationToken::new())
+        ToolServer::new(Arc::new(backend), metrics, max_in_flight_per_tool, false, CancellationToken::new(), |_, _| {
+            true
+        })
     }
 
     fn ending(server: &ToolServer, tool: usize) -> Ending {
@@ -505,9 +553,16 @@ mod tests {
 
     /// The tool's row of the table with something else to run.
     fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
-        let Entry { definition, effect, .. } = &TOOLS[tool];
+        let Entry { definition, effect, permission, .. } = &TOOLS[tool];
         let rules = Rules::of(&definition.input_schema);
-        Box::leak(Box::new(Entry { definition: definition.clone(), rules, effect: *effect, index: tool, run }))
+        Box::leak(Box::new(Entry {
+            definition: definition.clone(),
+            rules,
+            effect: *effect,
+            permission: *permission,
+            index: tool,
+            run,
+        }))
     }
 
     #[tokio::test]

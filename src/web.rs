@@ -4,6 +4,7 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod guard;
 pub mod health;
 pub mod healthcheck;
 mod listener;
@@ -35,10 +36,13 @@ use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
+use guard::Presented;
+
+pub use guard::Guard;
 pub use health::Health;
 pub use listener::{Lane, Limits, Listener};
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Refusal};
 use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
@@ -58,11 +62,14 @@ pub struct Web {
     main: Router,
     management: Router,
     health: Arc<Health>,
+    is_guarded: bool,
 }
 
 /// What the MCP endpoint needs to answer.
 struct Endpoint<S> {
     mcp: StreamableHttpService<S, NeverSessionManager>,
+    /// `None` lets everybody in.
+    guard: Option<Arc<Guard>>,
     metrics: Arc<Metrics>,
     /// Room for requests at the same time.
     room: Semaphore,
@@ -78,20 +85,26 @@ impl Web {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         call_timeout: Duration,
+        guard: Option<Guard>,
     ) -> Self {
+        let guard = guard.map(Arc::new);
         let endpoint = Arc::new(Endpoint {
             mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
+            guard: guard.clone(),
             metrics: Arc::clone(&metrics),
             room: Semaphore::new(settings.max_in_flight),
             max_request_bytes: settings.max_request_bytes as u64,
             // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
             wall: call_timeout + Duration::from_secs(5),
         });
-        let mut mcp = Router::new()
-            .route("/mcp", post(mcp_endpoint))
-            .route("/mcp/", post(mcp_endpoint))
-            .method_not_allowed_fallback(problem::method_not_allowed)
-            .with_state(endpoint);
+        let mut mcp =
+            Router::new().route("/mcp", post(mcp_endpoint)).route("/mcp/", post(mcp_endpoint)).with_state(endpoint);
+        if let Some(guard) = &guard {
+            for path in guard.metadata_paths() {
+                mcp = mcp.route(&path, get(metadata).with_state(Arc::clone(guard)));
+            }
+        }
+        mcp = mcp.method_not_allowed_fallback(problem::method_not_allowed);
         if !settings.allowed_origins.is_empty() {
             mcp = mcp.layer(cors(&settings.allowed_origins));
         }
@@ -108,7 +121,7 @@ impl Web {
             .method_not_allowed_fallback(problem::method_not_allowed)
             .with_state(metrics)
             .fallback(problem::not_found);
-        Self { main, management, health }
+        Self { main, management, health, is_guarded: guard.is_some() }
     }
 
     /// The way of one request.
@@ -116,7 +129,12 @@ impl Web {
         let trace = RequestTrace::new(request.headers());
         request.extensions_mut().insert(trace.clone());
         request.extensions_mut().insert(Caller::unauthenticated(peer));
-        let mut response = if has_too_large_a_head(&request) {
+        let has_too_large_a_head = has_too_large_a_head(&request);
+        let presented = Presented::take(request.headers_mut());
+        if self.is_guarded && lane == Lane::Main {
+            request.extensions_mut().insert(presented);
+        }
+        let mut response = if has_too_large_a_head {
             problem::head_too_large()
         } else if lane == Lane::HealthOnly && !request.uri().path().starts_with("/health/") {
             problem::overloaded("The server has no room for another connection.")
@@ -226,6 +244,22 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     if let Some(why) = is_ambiguous(&request) {
         return problem::bad_request(why);
     }
+    let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
+    let caller = match guard.admit(&mut request).await {
+        Ok(caller) => caller,
+        Err(refused) => return *refused,
+    };
+    let response = serve_mcp(&endpoint, request).await;
+    // Which tool is called, and so what the caller needs, is known once the body has been read: the tools find out, and rmcp has
+    // no word for it.
+    match caller.lacked() {
+        Some(lacked) => guard.refuse(Refusal::ToolPermission(lacked), &caller),
+        None => response,
+    }
+}
+
+/// A request whose caller may come in.
+async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut request: Request) -> Response {
     if request.body().size_hint().lower() > endpoint.max_request_bytes {
         // Before the body has arrived, or a client that waits for `100 Continue` has sent it.
         return problem::body_too_large();
@@ -260,6 +294,11 @@ where
     let (head, body) = response.into_parts();
     let Ok(body) = body.collect().await;
     Response::from_parts(head, Body::from(payload.fill(body.to_bytes())))
+}
+
+/// `GET /.well-known/oauth-protected-resource…`: where callers get their tokens. Asked without one.
+async fn metadata(State(guard): State<Arc<Guard>>) -> Response {
+    guard.metadata()
 }
 
 /// `GET /`: JSON for programs, a page for people.

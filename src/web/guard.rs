@@ -1,0 +1,225 @@
+//! The door of `/mcp`: this server as an OAuth 2.1 resource server, as MCP's authorization has it (RFC 6750, RFC 9728).
+//!
+//! Takes the caller's token off the request, has it checked, and leaves a [`Caller`] in its place: nothing behind the door can
+//! keep, log or pass on what it never sees. Every refusal, also that of one tool, is answered by [`Guard::refuse`].
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::json;
+use tracing::{info, warn};
+use url::Url;
+
+use super::problem;
+use crate::auth::{Caller, Permission, Refusal, Verdict, Verifier, v2_issuer};
+use crate::problem::{ErrorCode, Problem};
+use crate::settings::EntraInbound;
+
+/// Where RFC 9728 puts the metadata; the resource's path follows.
+const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
+/// How long a client may wait before it asks again when there are no keys.
+const KEYS_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What stood in `Authorization`, on its way from the front of the server to the door. It has no `Debug`.
+#[derive(Clone)]
+pub(super) enum Presented {
+    /// No such field.
+    Nothing,
+    /// One.
+    One(HeaderValue),
+    /// More than one: two readers could take two of them.
+    Several,
+}
+
+impl Presented {
+    /// Takes it off the request. Whatever happens to the request afterwards, the token is no part of it any more.
+    pub(super) fn take(headers: &mut HeaderMap) -> Self {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let presented = match (values.next(), values.next()) {
+            (None, _) => return Self::Nothing,
+            (Some(value), None) => Self::One(value.clone()),
+            (Some(_), Some(_)) => Self::Several,
+        };
+        headers.remove(header::AUTHORIZATION);
+        presented
+    }
+
+    /// The token, by the grammar of RFC 6750, section 2.1.
+    fn token(&self) -> Result<&str, Refusal> {
+        let value = match self {
+            Self::Nothing => return Err(Refusal::NoToken),
+            Self::Several => return Err(Refusal::MalformedHeader),
+            Self::One(value) => value.to_str().map_err(|_| Refusal::MalformedHeader)?,
+        };
+        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            // Another scheme is not a broken one: its sender has yet to learn what is wanted here.
+            return Err(Refusal::NoToken);
+        }
+        let token = token.trim_matches(' ');
+        let is_token68 = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte));
+        if token.is_empty() || !is_token68 { Err(Refusal::MalformedHeader) } else { Ok(token) }
+    }
+}
+
+/// Lets callers in whose token is good.
+pub struct Guard {
+    verifier: Arc<Verifier>,
+    /// What stands before the names of scopes in requests for tokens: Entra wants them qualified, tokens have them short.
+    scope_prefix: String,
+    settings: EntraInbound,
+    metadata_url: String,
+    metadata: Bytes,
+    /// All scopes that are of use here.
+    scopes: String,
+}
+
+impl Guard {
+    /// `offered` are the permissions that some tool wants.
+    pub fn new(
+        settings: &EntraInbound,
+        authority: &Url,
+        verifier: Arc<Verifier>,
+        offered: impl IntoIterator<Item = Permission>,
+    ) -> Self {
+        let resource = settings.public_url.as_str();
+        // Entra takes `resource` and the scopes' owner for the same only if both are the same App ID URI.
+        let owner = settings.app_id_uris.first().map_or(resource, String::as_str);
+        let scope_prefix = format!("{}/", owner.trim_end_matches('/'));
+        let mut scopes: Vec<_> =
+            offered.into_iter().map(|permission| format!("{scope_prefix}{}", settings.scopes.of(permission))).collect();
+        scopes.dedup();
+        let servers: Vec<_> = settings.tenants.iter().map(|tenant| v2_issuer(authority, tenant)).collect();
+        let metadata = json!({
+            "resource": resource,
+            "authorization_servers": servers,
+            "scopes_supported": scopes,
+            "bearer_methods_supported": ["header"],
+            "resource_name": "MCP server",
+        });
+        Self {
+            verifier,
+            scope_prefix,
+            metadata_url: format!(
+                "{}{WELL_KNOWN}{}",
+                settings.public_url.origin().ascii_serialization(),
+                settings.public_url.path()
+            ),
+            metadata: Bytes::from(metadata.to_string()),
+            scopes: scopes.join(" "),
+            settings: settings.clone(),
+        }
+    }
+
+    /// Where the metadata are served: at the root form, and below it at the path that clients know and at our own.
+    pub(super) fn metadata_paths(&self) -> Vec<String> {
+        let mut paths = vec![WELL_KNOWN.to_owned(), format!("{WELL_KNOWN}/mcp")];
+        let public = format!("{WELL_KNOWN}{}", self.settings.public_url.path());
+        if !paths.contains(&public) {
+            paths.push(public);
+        }
+        paths
+    }
+
+    /// The protected resource metadata of RFC 9728.
+    pub(super) fn metadata(&self) -> Response {
+        let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=300")];
+        (headers, Body::from(self.metadata.clone())).into_response()
+    }
+
+    /// Puts the caller's identity in the place of their token, or answers.
+    pub(super) async fn admit(&self, request: &mut Request) -> Result<Caller, Box<Response>> {
+        let presented = request.extensions_mut().remove::<Presented>().unwrap_or(Presented::Nothing);
+        let Some(caller) = request.extensions_mut().remove::<Caller>() else {
+            return Err(Box::new(problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal())));
+        };
+        let identity = match presented.token() {
+            Ok(token) => self.verifier.verify(token).await,
+            Err(refusal) => Err(refusal),
+        };
+        match identity {
+            Ok(identity) => {
+                let caller = caller.identified(identity);
+                request.extensions_mut().insert(caller.clone());
+                Ok(caller)
+            }
+            Err(refusal) => Err(Box::new(self.refuse(refusal, &caller))),
+        }
+    }
+
+    /// The one place where a caller is refused for who they are or what they may do: it is written down here, and answered.
+    pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller) -> Response {
+        let verdict = refusal.verdict();
+        let (reason, address) = (refusal.as_str(), caller.address());
+        let (tenant, object, app) = match caller.identity() {
+            Some(identity) => (Some(identity.tenant()), Some(identity.object()), Some(identity.app())),
+            None => (None, None, None),
+        };
+        let tool = match refusal {
+            Refusal::ToolPermission(lacked) => Some(lacked.tool),
+            _ => None,
+        };
+        macro_rules! refused {
+            ($level:ident) => {
+                $level!(
+                    refusal = reason,
+                    client.address = %address,
+                    caller.tenant = tenant,
+                    caller.object = object,
+                    caller.app = app,
+                    gen_ai.tool.name = tool,
+                    "a caller was refused: {reason}"
+                )
+            };
+        }
+        match refusal {
+            // How every client begins, and how every token ends.
+            Refusal::NoToken | Refusal::Expired => refused!(info),
+            _ => refused!(warn),
+        }
+        let (status, code, error) = match verdict {
+            Verdict::Malformed => (StatusCode::BAD_REQUEST, ErrorCode::ValidationError, Some("invalid_request")),
+            Verdict::TokenWanted => (StatusCode::UNAUTHORIZED, ErrorCode::AuthenticationError, None),
+            Verdict::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::AuthenticationError, Some("invalid_token")),
+            Verdict::InsufficientScope => {
+                (StatusCode::FORBIDDEN, ErrorCode::AuthenticationError, Some("insufficient_scope"))
+            }
+            Verdict::Forbidden => (StatusCode::FORBIDDEN, ErrorCode::AuthenticationError, None),
+            Verdict::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ServiceError, None),
+        };
+        let mut problem = Problem::new(code, refusal.advice());
+        if verdict == Verdict::Unavailable {
+            problem.details.retryable = true;
+            problem.details.retry_after_seconds = Some(KEYS_PAUSE);
+            return problem::response(status, problem);
+        }
+        let mut response = problem::response(status, problem);
+        if let Ok(challenge) = HeaderValue::try_from(self.challenge(refusal, error)) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+
+    fn challenge(&self, refusal: Refusal, error: Option<&str>) -> String {
+        let mut challenge = format!("Bearer resource_metadata=\"{}\"", self.metadata_url);
+        let scope = match refusal {
+            Refusal::ToolPermission(lacked) => {
+                Some(format!("{}{}", self.scope_prefix, self.settings.scopes.of(lacked.permission)))
+            }
+            Refusal::MalformedHeader | Refusal::Client => None,
+            _ => Some(self.scopes.clone()),
+        };
+        let parameters =
+            [("error", error), ("error_description", error.map(|_| refusal.advice())), ("scope", scope.as_deref())];
+        for (name, value) in parameters {
+            if let Some(value) = value {
+                challenge.push_str(&format!(", {name}=\"{value}\""));
+            }
+        }
+        challenge
+    }
+}
