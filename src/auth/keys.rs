@@ -23,8 +23,7 @@ use url::Url;
 const REFRESH: Duration = Duration::from_secs(3600);
 /// How long a set is used that cannot be renewed: revoked keys must not live for ever.
 const LONGEST_USE: Duration = Duration::from_secs(24 * 3600);
-/// After a success, the least time until an unknown key id may cause another fetch: whoever makes key ids up must not be able
-/// to make us ask Entra.
+/// Between two fetches that unknown key ids cause: whoever makes key ids up must not be able to make us ask Entra.
 const LEAST_PAUSE: Duration = Duration::from_secs(300);
 /// After a failure: doubles from the first to the last.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(5);
@@ -185,6 +184,7 @@ impl State {
             let asks = !progress.running && Instant::now() >= progress.may_ask_at;
             if asks {
                 progress.running = true;
+                progress.may_ask_at = Instant::now() + LEAST_PAUSE;
                 self.wanted.notify_one();
             }
             under_way = progress.running;
@@ -215,7 +215,7 @@ async fn drive(state: Arc<State>, source: Arc<dyn KeySource>, tenant: String, is
                 }
                 state.held.store(Some(Arc::new(KeySet { keys, use_until: Instant::now() + LONGEST_USE })));
                 cool_down = FIRST_COOL_DOWN;
-                (REFRESH.mul_f64(0.9 + 0.2 * fastrand::f64()), LEAST_PAUSE)
+                (REFRESH.mul_f64(0.9 + 0.2 * fastrand::f64()), None)
             }
             Err(why) => {
                 let meanwhile = if state.usable().is_some() {
@@ -226,13 +226,16 @@ async fn drive(state: Arc<State>, source: Arc<dyn KeySource>, tenant: String, is
                 warn!("cannot fetch the keys that tenant `{tenant}` signs its tokens with: {why}; {meanwhile}");
                 let pause = cool_down;
                 cool_down = (cool_down * 2).min(LAST_COOL_DOWN);
-                (pause, pause)
+                (pause, Some(pause))
             }
         };
         state.progress.send_modify(|progress| {
             progress.running = false;
             progress.rounds = progress.rounds.wrapping_add(1);
-            progress.may_ask_at = Instant::now() + may_ask_in;
+            if let Some(may_ask_in) = may_ask_in {
+                // Nothing was learned, so the question may be put again sooner.
+                progress.may_ask_at = Instant::now() + may_ask_in;
+            }
         });
         let _ = timeout(pause, state.wanted.notified()).await;
         state.progress.send_if_modified(|progress| {

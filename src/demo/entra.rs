@@ -1,9 +1,10 @@
 //! A stand-in for Entra ID: the token endpoint, the discovery documents and the keys of one tenant, over HTTPS with a
 //! certificate authority of its own, and the cluster whose service-account tokens that tenant trusts.
 //!
-//! Official clients get tokens from it by secret and by federated assertion. It has no users, no browser pages and no
-//! on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
+//! Official clients get tokens from it by secret and by federated assertion. Of callers of the MCP server it knows three. It has no
+//! browser pages and no on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
 
+mod callers;
 mod grants;
 mod keys;
 
@@ -29,6 +30,7 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use url::{Url, form_urlencoded};
 use uuid::Uuid;
 
+pub use self::callers::{AGENT_CLIENT_ID, API_APP_ID, DemoCaller, PEOPLES_CLIENT_ID};
 use self::grants::{Form, Refusal};
 use self::keys::{SharedKeys, SigningKey};
 pub use self::keys::{TokenRejected, Verifier};
@@ -186,6 +188,7 @@ struct State {
     faults: Faults,
     log: Log<TokenRequest>,
     token_requests: Counter,
+    key_requests: Counter,
     at_once: Arc<AtOnce>,
     cancelled: Arc<Counter>,
     line_breaks: std::sync::atomic::AtomicBool,
@@ -227,6 +230,7 @@ impl StandInEntra {
             faults: Faults::default(),
             log: Log::new(options.log_capacity),
             token_requests: Counter::default(),
+            key_requests: Counter::default(),
             at_once: Arc::default(),
             cancelled: Arc::default(),
             line_breaks: false.into(),
@@ -380,6 +384,12 @@ impl StandInEntra {
     #[must_use]
     pub fn token_request_count(&self) -> &Counter {
         &self.state.token_requests
+    }
+
+    /// How often a tenant's keys were asked for.
+    #[must_use]
+    pub fn key_request_count(&self) -> &Counter {
+        &self.state.key_requests
     }
 
     /// How many token requests there were at the same time, at most.
@@ -547,6 +557,9 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
     let path = head.uri.path().to_owned();
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let to_token_endpoint = matches!(segments.as_slice(), [_, "oauth2", "v2.0", "token"]);
+    if matches!(segments.as_slice(), [_, "discovery", "v2.0", "keys"]) {
+        state.key_requests.add();
+    }
     let _one_of = to_token_endpoint.then(|| state.at_once.enter());
     let body = read_body(body).await;
     let form: Form = form_urlencoded::parse(body.as_deref().unwrap_or_default()).into_owned().collect();

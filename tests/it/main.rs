@@ -12,6 +12,7 @@
 mod support;
 
 mod architecture;
+mod authorization;
 mod cancellation;
 mod check;
 mod cli;

@@ -1,5 +1,6 @@
 //! The server under test with its stand-ins, and a small MCP client that speaks both eras.
 
+pub mod callers;
 pub mod calls;
 pub mod canaries;
 pub mod process;
