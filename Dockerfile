@@ -34,6 +34,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && touch src/lib.rs \
     && echo 'fn main() {}' >src/main.rs \
     && cp src/main.rs examples/stand_ins.rs \
+    && cp src/main.rs examples/token_cost.rs \
     && cp src/main.rs examples/endure/main.rs \
     && cargo auditable build --locked --release --no-default-features --lib \
     && cargo clean --locked --release --package mcp-server \

@@ -6,6 +6,10 @@
 
 mod keys;
 #[cfg(test)]
+#[cfg(feature = "demo")]
+mod properties;
+#[cfg(test)]
+#[cfg(feature = "demo")]
 mod tests;
 mod verifier;
 

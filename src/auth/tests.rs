@@ -1,1 +1,285 @@
-//! placeholder
+//! Keys over a clock that is turned by hand, and the exact reason of each refusal.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::time::{Instant, advance};
+use url::Url;
+
+use super::keys::{KeySource, NoKeys, TenantKeys};
+use super::*;
+use crate::demo::entra::{API_APP_ID, DemoCaller, EntraOptions, StandInEntra, TENANT_ID, TokenVersion};
+use crate::settings::EntraInbound;
+
+const ISSUER: &str = "https://login.example/tenant/v2.0";
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Answers what it is told to, in turn, and the last for ever; counts.
+#[derive(Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<Answer>>,
+    fetches: AtomicUsize,
+}
+
+#[derive(Clone)]
+enum Answer {
+    Keys(&'static [&'static str]),
+    Text(&'static str),
+    Fails,
+    Hangs,
+    Panics,
+}
+
+impl Scripted {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Arc<Self> {
+        Arc::new(Self { answers: Mutex::new(answers.into_iter().collect()), fetches: AtomicUsize::new(0) })
+    }
+
+    fn fetches(&self) -> usize {
+        self.fetches.load(Relaxed)
+    }
+}
+
+impl KeySource for Scripted {
+    fn fetch<'a>(&'a self, _tenant: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        Box::pin(async {
+            self.fetches.fetch_add(1, Relaxed);
+            let answer = {
+                let mut answers = self.answers.lock().unwrap();
+                if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() }
+            };
+            match answer.unwrap() {
+                Answer::Keys(kids) => Ok(document(kids).to_string().into_bytes()),
+                Answer::Text(text) => Ok(text.as_bytes().to_vec()),
+                Answer::Fails => Err("HTTP 503".to_owned()),
+                Answer::Hangs => std::future::pending().await,
+                Answer::Panics => panic!("a bug"),
+            }
+        })
+    }
+}
+
+fn document(kids: &[&str]) -> Value {
+    let modulus = URL_SAFE_NO_PAD.encode([0xA5; 256]);
+    let keys = kids.iter().map(|kid| json!({ "kty": "RSA", "use": "sig", "kid": kid, "n": modulus, "e": "AQAB" }));
+    json!({ "keys": keys.collect::<Vec<_>>() })
+}
+
+fn start(source: &Arc<Scripted>) -> TenantKeys {
+    let source: Arc<dyn KeySource> = Arc::<Scripted>::clone(source);
+    TenantKeys::start(source, "tenant".to_owned(), ISSUER.to_owned())
+}
+
+/// Lets the background work do what it can do now.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether the key is found.
+async fn finds(keys: &TenantKeys, kid: &str) -> Result<bool, NoKeys> {
+    Ok(keys.find(kid).await?.is_some())
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_fetched_at_start_and_hourly_and_the_last_good_set_is_kept_for_a_day() {
+    let source = Scripted::new([Answer::Keys(&["a"]), Answer::Keys(&["b"]), Answer::Fails]);
+    let keys = start(&source);
+    assert!(!keys.has_keys());
+    settle().await;
+    assert_eq!((source.fetches(), finds(&keys, "a").await), (1, Ok(true)));
+    advance(53 * MINUTE).await;
+    settle().await;
+    assert_eq!(source.fetches(), 1, "not before 54 minutes are over");
+    advance(14 * MINUTE).await;
+    settle().await;
+    assert_eq!((source.fetches(), finds(&keys, "b").await, keys.has_keys()), (2, Ok(true), true));
+    // From here on Entra is away. What is known serves for a day.
+    for _ in 0..23 {
+        advance(60 * MINUTE).await;
+        settle().await;
+        assert_eq!(finds(&keys, "b").await, Ok(true));
+    }
+    advance(61 * MINUTE).await;
+    assert_eq!((finds(&keys, "b").await, keys.has_keys()), (Err(NoKeys), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_holds_no_usable_key_never_replaces_a_good_set() {
+    for answer in [
+        Answer::Text(""),
+        Answer::Text("no JSON"),
+        Answer::Text("[]"),
+        Answer::Text(r#"{"keys":[]}"#),
+        Answer::Text(r#"{"keys":[{"kty":"RSA","kid":"a","n":"AQAB","e":"AQAB"}]}"#),
+        Answer::Fails,
+        Answer::Hangs,
+        Answer::Panics,
+    ] {
+        let hangs = matches!(answer, Answer::Hangs);
+        let source = Scripted::new([Answer::Keys(&["a"]), answer, Answer::Keys(&["a", "b"])]);
+        let keys = start(&source);
+        settle().await;
+        advance(67 * MINUTE).await;
+        settle().await;
+        if hangs {
+            advance(Duration::from_secs(5)).await;
+            settle().await;
+        }
+        assert_eq!((source.fetches(), finds(&keys, "a").await), (2, Ok(true)));
+        advance(Duration::from_secs(5)).await;
+        settle().await;
+        assert_eq!((source.fetches(), finds(&keys, "b").await), (3, Ok(true)), "the next attempt comes in seconds");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_keys_attempts_go_on_and_nobody_waits() {
+    let source = Scripted::new([Answer::Fails]);
+    let keys = start(&source);
+    let begin = Instant::now();
+    settle().await;
+    for (pause, fetches) in [(5, 2), (10, 3), (20, 4), (30, 5), (30, 6)] {
+        assert_eq!(finds(&keys, "a").await, Err(NoKeys));
+        advance(Duration::from_secs(pause)).await;
+        settle().await;
+        assert_eq!(source.fetches(), fetches, "after {:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_key_id_causes_one_fetch_in_five_minutes_whoever_asks() {
+    let source = Scripted::new([Answer::Keys(&["a"]), Answer::Keys(&["a", "b"]), Answer::Keys(&["a", "b", "c"])]);
+    let keys = start(&source);
+    settle().await;
+    // Everybody who asks while the one fetch runs gets what it brings.
+    let asks = futures_util::future::join_all((0..2_000).map(|_| finds(&keys, "b"))).await;
+    assert!(asks.iter().all(|found| *found == Ok(true)));
+    assert_eq!(source.fetches(), 2);
+    for number in 0..2_000 {
+        assert_eq!(finds(&keys, &format!("made-up-{number}")).await, Ok(false));
+    }
+    advance(Duration::from_secs(299)).await;
+    assert_eq!((finds(&keys, "c").await, source.fetches()), (Ok(false), 2));
+    advance(Duration::from_secs(1)).await;
+    assert_eq!((finds(&keys, "c").await, source.fetches()), (Ok(true), 3));
+    assert_eq!((finds(&keys, "d").await, source.fetches()), (Ok(false), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_fails_for_an_unknown_key_id_may_be_tried_again_in_seconds() {
+    let source = Scripted::new([Answer::Keys(&["a"]), Answer::Fails, Answer::Hangs, Answer::Keys(&["a", "b"])]);
+    let keys = start(&source);
+    settle().await;
+    assert_eq!((finds(&keys, "b").await, source.fetches()), (Ok(false), 2));
+    assert_eq!((finds(&keys, "b").await, source.fetches()), (Ok(false), 2), "not at once");
+    let begin = Instant::now();
+    advance(Duration::from_secs(5)).await;
+    settle().await; // the driver's own next attempt hangs, and whoever asks meanwhile waits for it no longer than it may take
+    assert_eq!((finds(&keys, "b").await, source.fetches()), (Ok(false), 3));
+    assert!(begin.elapsed() <= Duration::from_secs(10), "{:?}", begin.elapsed());
+    settle().await;
+    advance(Duration::from_secs(10)).await;
+    settle().await;
+    assert_eq!((finds(&keys, "b").await, source.fetches()), (Ok(true), 4));
+}
+
+pub(super) fn inbound() -> EntraInbound {
+    EntraInbound {
+        client_ids: vec![API_APP_ID.to_owned()],
+        app_id_uris: Vec::new(),
+        tenants: vec![TENANT_ID.to_owned()],
+        clients: Vec::new(),
+        public_url: Url::parse("https://mcp.example/mcp").unwrap(),
+        scopes: PermissionNames::default(),
+        roles: PermissionNames::default(),
+    }
+}
+
+/// The stand-in and a verifier that has its keys.
+pub(super) async fn verifier(settings: &EntraInbound, keep_assertion: bool) -> (StandInEntra, Verifier) {
+    let entra = StandInEntra::start(EntraOptions::default()).await.unwrap();
+    let verifier = Verifier::start(settings, &entra.authority(), Some(entra.ca_pem()), keep_assertion).unwrap();
+    let ready = async {
+        while !verifier.is_ready() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ready).await.unwrap();
+    (entra, verifier)
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_own_word() {
+    let (entra, verifier) = verifier(&inbound(), false).await;
+    let reader = |changes: Value| entra.caller_token(DemoCaller::Reader, &changes);
+    let headed = |header: Value| entra.sign(&header, &entra.caller_claims(DemoCaller::Reader, &json!({})));
+    let good = reader(json!({}));
+    let (message, _) = good.rsplit_once('.').unwrap();
+    for (token, word) in [
+        ("x".to_owned(), "malformed_token"),
+        (headed(json!({ "alg": "none" })), "malformed_token"),
+        (headed(json!({ "alg": "HS256" })), "algorithm"),
+        (headed(json!({ "kid": null })), "no_key_id"),
+        (headed(json!({ "kid": "x" })), "unknown_key"),
+        (headed(json!({ "crit": [] })), "malformed_token"),
+        (format!("{message}.AAAA"), "signature"),
+        (reader(json!({ "exp": 1 })), "expired"),
+        (reader(json!({ "nbf": 1e12 })), "not_yet_valid"),
+        (reader(json!({ "iss": "https://sts.windows.net/x/" })), "issuer"),
+        (reader(json!({ "aud": "x" })), "audience"),
+        (reader(json!({ "tid": "x" })), "tenant"),
+        (reader(json!({ "ver": "1.0" })), "version"),
+        (reader(json!({ "oid": "x" })), "claims"),
+        (reader(json!({ "exp": null })), "claims"),
+        (reader(json!({ "azp": null })), "not_an_access_token"),
+        (reader(json!({ "scp": "x" })), "no_permission"),
+    ] {
+        let refusal = verifier.verify(&token).await.unwrap_err();
+        assert_eq!(refusal.as_str(), word, "{token}");
+        assert!(Refusal::WORDS.contains(&word));
+    }
+}
+
+#[tokio::test]
+async fn an_identity_says_who_it_is_and_keeps_its_token_only_for_those_who_exchange_it() {
+    for keep in [false, true] {
+        let (entra, verifier) = verifier(&inbound(), keep).await;
+        let token = entra.caller_token(DemoCaller::Writer, &json!({}));
+        let identity = verifier.verify(&token).await.unwrap();
+        let writer = (TENANT_ID, DemoCaller::Writer.object_id(), true);
+        assert_eq!((identity.tenant(), identity.object(), identity.is_delegated()), writer);
+        assert_eq!(identity.assertion().is_some(), keep);
+        assert!(!format!("{identity:?}").contains("eyJ"));
+        let caller = Caller::unauthenticated(([127, 0, 0, 1], 1).into()).identified(identity);
+        assert!(Permission::ALL.into_iter().all(|permission| caller.may(permission)));
+        let agent = verifier.verify(&entra.caller_token(DemoCaller::Agent, &json!({}))).await.unwrap();
+        assert!(!agent.is_delegated());
+        let caller = Caller::unauthenticated(([127, 0, 0, 1], 1).into()).identified(agent);
+        assert!(caller.may_call("list_tickets", Permission::TicketsRead) && caller.lacked().is_none());
+        assert!(!caller.may_call("list_users", Permission::UsersRead));
+        assert_eq!(caller.lacked(), Some(Lacked { permission: Permission::UsersRead, tool: "list_users" }));
+    }
+}
+
+#[tokio::test]
+async fn each_tenant_has_issuers_of_its_own() {
+    let other = "00000000-1111-4222-8333-444444444444";
+    let (entra, verifier) =
+        verifier(&EntraInbound { tenants: vec![other.to_owned(), TENANT_ID.to_owned()], ..inbound() }, false).await;
+    let good = entra.caller_token(DemoCaller::Reader, &json!({}));
+    assert_eq!(verifier.verify(&good).await.unwrap().tenant(), TENANT_ID);
+    // The stand-in does not know the other tenant and publishes no keys for it.
+    let issuer = entra.issuer(TokenVersion::V2).replace(TENANT_ID, other);
+    let token = entra.caller_token(DemoCaller::Reader, &json!({ "iss": issuer, "tid": other }));
+    assert_eq!(verifier.verify(&token).await.unwrap_err(), Refusal::KeysUnavailable);
+    let mixed = entra.caller_token(DemoCaller::Reader, &json!({ "tid": other }));
+    assert_eq!(verifier.verify(&mixed).await.unwrap_err(), Refusal::Tenant);
+}

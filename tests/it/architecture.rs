@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 /// Which rooms each room may use, and needs. The leaves are at the end.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
-    ("app", &["backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
+    ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "payload", "problem", "settings", "telemetry"]),
     ("tools", &["auth", "backend", "payload", "problem", "telemetry"]),
     ("check", &["backend", "identity", "settings", "telemetry"]),
-    ("auth", &[]),
+    ("auth", &["settings"]),
     ("backend", &["identity", "settings", "telemetry"]),
     ("identity", &["settings"]),
     ("demo", &["settings"]),
@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("main", "web", &["healthcheck"]),
     ("check", "telemetry", &["metrics::Metrics"]),
-    ("tools", "auth", &["Caller"]),
+    ("tools", "auth", &["Caller", "Permission"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["LogSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
@@ -35,7 +35,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["axum", "hyper", "hyper_util", "tower_http"], &["src/web", "src/demo"]),
     (&["tower"], &["src/backend.rs", "src/web"]),
     (&["rmcp"], &["src/tools", "src/web.rs"]),
-    (&["reqwest"], &["src/app", "src/backend", "src/identity", "src/demo"]),
+    (&["reqwest"], &["src/app", "src/auth", "src/backend", "src/identity", "src/demo"]),
     (&["azure_core", "azure_identity"], &["src/identity"]),
     (&["backoff"], &["src/backend/retry.rs"]),
     (&["prometheus_client"], &["src/telemetry/metrics.rs"]),
@@ -45,7 +45,8 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["validator"], &["src/tools"]),
     (&["schemars"], &["src/backend", "src/tools"]),
     (&["clap"], &["src/main.rs", "src/app/demo.rs", "src/web/healthcheck.rs"]),
-    (&["rcgen", "jsonwebtoken", "tokio_rustls", "sha2", "base64"], &["src/demo"]),
+    (&["jsonwebtoken"], &["src/auth", "src/demo"]),
+    (&["rcgen", "tokio_rustls", "sha2", "base64"], &["src/demo"]),
     (&["std::env", "env"], &["src/settings"]),
 ];
 
