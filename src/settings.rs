@@ -99,11 +99,13 @@ impl Settings {
     }
 
     /// The settings of `mcp-server demo`: it brings its own identity and backend, listens on 127.0.0.1 only, and
-    /// honours every other variable of the listeners, the logs and the calls to the backend.
+    /// honours every other variable of the listeners, the logs and the calls to the backend. With `inbound_client_id` its callers
+    /// need tokens for that application.
     pub fn for_demo(
         vars: &impl Vars,
         identity: IdentitySettings,
         backend_base_url: Url,
+        inbound_client_id: Option<&str>,
     ) -> Result<Settings, SettingsError> {
         let mut reader = Reader::new(vars);
         let backend = backend(&mut reader, Some(without_trailing_slash(backend_base_url)));
@@ -111,9 +113,24 @@ impl Settings {
         let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
 
+        let inbound = match inbound_client_id {
+            None => Some(InboundAuth::None),
+            Some(client_id) => {
+                let listener = SocketAddr::new(web.host, web.port);
+                inbound::of_demo(&mut reader, client_id, &identity.tenant_id, listener)
+            }
+        };
         let warnings = reader.take_warnings();
-        let inbound = InboundAuth::None;
-        reader.finish(backend.map(|backend| Settings { identity, backend, web, inbound, tools, log, warnings }))
+        let settings = backend.zip(inbound).map(|(backend, inbound)| Settings {
+            identity,
+            backend,
+            web,
+            inbound,
+            tools,
+            log,
+            warnings,
+        });
+        reader.finish(settings)
     }
 }
 

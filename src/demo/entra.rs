@@ -1,12 +1,13 @@
 //! A stand-in for Entra ID: the token endpoint, the discovery documents and the keys of one tenant, over HTTPS with a
 //! certificate authority of its own, and the cluster whose service-account tokens that tenant trusts.
 //!
-//! Official clients get tokens from it by secret and by federated assertion. Of callers of the MCP server it knows three. It has no
-//! browser pages and no on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
+//! Official clients get tokens from it by secret and by federated assertion. Of callers of the MCP server it knows three, and
+//! official MCP clients sign two of them in. It has no pages and no on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
 
 mod callers;
 mod grants;
 mod keys;
+mod signin;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPIRES, PRAGMA, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPIRES, LOCATION, PRAGMA, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use rcgen::{
@@ -34,6 +35,7 @@ pub use self::callers::{AGENT_CLIENT_ID, API_APP_ID, DemoCaller, PEOPLES_CLIENT_
 use self::grants::{Form, Refusal};
 use self::keys::{SharedKeys, SigningKey};
 pub use self::keys::{TokenRejected, Verifier};
+use self::signin::SignIns;
 use super::fault::{FaultRule, Faults};
 use super::wire::{Answer, Counter, InFlight, Log, Port, Server, digest, read_body, unix_now, without_credentials};
 
@@ -181,6 +183,7 @@ struct Directory {
     /// Made when it is first needed, for making it takes longer than all the rest of the start.
     cluster_key: OnceLock<Option<SigningKey>>,
     token_lifetime_secs: AtomicU64,
+    signins: SignIns,
 }
 
 struct State {
@@ -239,6 +242,7 @@ impl StandInEntra {
                 cluster_issuer: format!("{authority}/cluster/"),
                 keys: SharedKeys::new(new_entra_key().await?),
                 cluster_key: OnceLock::new(),
+                signins: SignIns::default(),
                 authority: authority.clone(),
                 options,
             },
@@ -580,6 +584,13 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
     let line_breaks = state.line_breaks.load(Ordering::Relaxed);
     let refuse = |refusal: &Refusal| error_response(refusal, &state.directory.authority, correlation, line_breaks);
     let honest = || {
+        if let ([tenant, "oauth2", "v2.0", "authorize"], &Method::GET) = (segments.as_slice(), &head.method) {
+            let to = match state.directory.is_tenant(tenant) {
+                true => signin::authorize(&state.directory, &query),
+                false => Err(Refusal::unknown_tenant("invalid_request", tenant)),
+            };
+            return to.map_or_else(|refusal| refuse(&refusal), |url| redirect(&url));
+        }
         let outcome = match segments.as_slice() {
             _ if body.is_none() => Err(Refusal {
                 status: StatusCode::PAYLOAD_TOO_LARGE,
@@ -704,6 +715,15 @@ fn json_response(status: StatusCode, body: &Value, correlation: Uuid) -> Respons
         if let Ok(id) = HeaderValue::try_from(id.to_string()) {
             headers.insert(name, id);
         }
+    }
+    response
+}
+
+fn redirect(to: &Url) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::FOUND;
+    if let Ok(to) = HeaderValue::try_from(to.as_str()) {
+        response.headers_mut().insert(LOCATION, to);
     }
     response
 }

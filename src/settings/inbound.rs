@@ -2,7 +2,7 @@
 //!
 //! Half a configuration is a mistake, never a door left open: what only makes sense with `entra` is refused without it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use url::Url;
 
@@ -217,6 +217,30 @@ pub(super) fn inbound(
         ));
     }
     Some(InboundAuth::Entra(Box::new(inbound)))
+}
+
+/// For a demo whose callers need tokens of its own tenant: its API is `client_id`, and its URL that of its listener, unless
+/// `PUBLIC_URL` names another.
+pub(super) fn of_demo(
+    reader: &mut Reader<'_, impl Vars>,
+    client_id: &str,
+    tenant: &str,
+    listener: SocketAddr,
+) -> Option<InboundAuth> {
+    let url = reader.some("PUBLIC_URL", public_url);
+    if listener.port() == 0 && url.is_none() && !reader.has_mistake(&["PORT", "PUBLIC_URL"]) {
+        reader
+            .mistake("PORT", "`0` lets the system choose, but clients ask for tokens by the server's URL: choose one");
+    }
+    Some(InboundAuth::Entra(Box::new(EntraInbound {
+        client_ids: vec![client_id.to_owned()],
+        app_id_uris: Vec::new(),
+        tenants: vec![tenant.to_owned()],
+        clients: Vec::new(),
+        public_url: url.or_else(|| Url::parse(&format!("http://{listener}/mcp")).ok())?,
+        scopes: PermissionNames::default(),
+        roles: PermissionNames::default(),
+    })))
 }
 
 /// Reads `ENABLED_TOOLS` and `READ_ONLY`.

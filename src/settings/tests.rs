@@ -588,7 +588,7 @@ fn the_demo_brings_its_identity_and_stays_on_loopback() {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned())),
     );
-    let settings = Settings::for_demo(&vars, identity.clone(), backend.clone()).unwrap();
+    let settings = Settings::for_demo(&vars, identity.clone(), backend.clone(), None).unwrap();
     assert_eq!(settings.web.host.to_string(), "127.0.0.1");
     assert_eq!((settings.web.port, settings.web.metrics_port), (0, None));
     assert_eq!(settings.web.allowed_hosts, WebSettings::default().allowed_hosts);
@@ -600,7 +600,25 @@ fn the_demo_brings_its_identity_and_stays_on_loopback() {
     assert!(settings.warnings.is_empty());
 
     let wrong = BTreeMap::from([("PORT".to_owned(), "x".to_owned())]);
-    assert_eq!(Settings::for_demo(&wrong, identity, backend).unwrap_err().mistakes().len(), 1);
+    assert_eq!(
+        Settings::for_demo(&wrong, identity.clone(), backend.clone(), Some(API)).unwrap_err().mistakes().len(),
+        1
+    );
+
+    // Whose callers need tokens is known by its URL.
+    for (name, value, url) in [
+        ("PORT", "8123", Some("http://127.0.0.1:8123/mcp")),
+        ("PUBLIC_URL", "https://demo.example/mcp", Some("https://demo.example/mcp")),
+        ("PORT", "0", None),
+    ] {
+        let vars = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let settings = Settings::for_demo(&vars, identity.clone(), backend.clone(), Some(API));
+        match (settings.map(|settings| settings.inbound), url) {
+            (Ok(InboundAuth::Entra(inbound)), Some(url)) => assert_eq!(inbound.public_url.as_str(), url),
+            (Err(error), None) => assert!(error.to_string().contains("PORT: `0` lets the system choose"), "{error}"),
+            (settings, _) => panic!("{name}={value}: {settings:?}"),
+        }
+    }
 }
 
 #[test]

@@ -303,14 +303,13 @@ fn parameters(challenge: &str) -> BTreeMap<String, String> {
 async fn every_token_and_header_is_let_in_or_refused_as_the_table_says() {
     let app = TestApp::guarded().await;
     let rows = rows(&app);
-    assert!(rows.len() >= 60, "{} rows", rows.len());
+    let refused = rows.iter().filter(|(_, _, expected)| *expected != In).count();
+    assert!(refused >= 60, "{refused} of {} rows are refusals", rows.len());
     for (name, fields, expected) in &rows {
         for era in Era::ALL {
             hold(&app, era, name, fields, *expected).await;
         }
     }
-    let refused = rows.iter().filter(|(_, _, expected)| *expected != In).count();
-    println!("{} rows, {refused} of them refused, each in both eras", rows.len());
 }
 
 #[tokio::test]

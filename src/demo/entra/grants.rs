@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::wire::unix_now;
 use super::keys::{BadSignature, Jws, overlay};
-use super::{Directory, Resource, TokenVersion};
+use super::{Directory, Resource, TokenVersion, signin};
 
 /// The one kind of client assertion that Entra takes.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -64,6 +64,8 @@ pub(super) fn grant(directory: &Directory, form: &Form) -> Result<Value, Refusal
     let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     match field("grant_type") {
         Some("client_credentials") => {}
+        Some("authorization_code") => return signin::redeem(directory, form, true),
+        Some("refresh_token") => return signin::redeem(directory, form, false),
         Some("") | None => return Err(Refusal::missing("grant_type")),
         Some(other) => {
             let text = format!("The app requested an unsupported grant type '{other}'.");

@@ -340,3 +340,122 @@ async fn it_can_be_throttled_slow_dead_or_down() {
     let (_, body) = client.ask(&form).await;
     assert_eq!((&body["expires_in"], &body["refresh_in"]), (&json!(86_400), &json!(43_200)));
 }
+
+const API: &str = "https://mcp.contoso.example/mcp";
+const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0";
+const CALLBACK: &str = "http://localhost:1234/callback";
+
+/// The parameters of an honest `/authorize`, with some changed; `-` takes one away.
+async fn authorize(client: &Client<'_>, changes: &[(&str, &str)]) -> (u16, Form) {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let challenge = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(sha2::Sha256::digest(VERIFIER));
+    let scope = format!("{API}/users.read {API}/tickets.write openid offline_access");
+    let honest = [
+        ("client_id", PEOPLES_CLIENT_ID),
+        ("response_type", "code"),
+        ("redirect_uri", CALLBACK),
+        ("state", "xyz"),
+        ("scope", &*scope),
+        ("resource", API),
+        ("code_challenge", &*challenge),
+        ("code_challenge_method", "S256"),
+    ];
+    let url = client.0.authority().join(&format!("{TENANT_ID}/oauth2/v2.0/authorize")).unwrap();
+    let url = Url::parse_with_params(url.as_str(), changed(&honest, changes)).unwrap();
+    let ca = Certificate::from_pem(client.0.ca_pem().as_bytes()).unwrap();
+    let browser =
+        reqwest::Client::builder().tls_certs_only([ca]).no_proxy().redirect(reqwest::redirect::Policy::none());
+    let answer = browser.build().unwrap().get(url).send().await.unwrap();
+    let to = answer.headers().get("location").map(|to| Url::parse(to.to_str().unwrap()).unwrap());
+    let pairs = to.map(|to| to.query_pairs().into_owned().collect()).unwrap_or_default();
+    (answer.status().as_u16(), pairs)
+}
+
+fn of<'a>(form: &'a Form, name: &str) -> &'a str {
+    form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default()
+}
+
+fn claims_of(token: &Value) -> Value {
+    use base64::Engine as _;
+    let claims = token.as_str().unwrap().split('.').nth(1).unwrap();
+    serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_person_signs_in_with_a_code_that_is_good_once_and_for_whoever_asked() {
+    let entra = start().await;
+    entra.publish_api([API.to_owned()]);
+    let client = Client::new(&entra);
+    let (status, to) = authorize(&client, &[("login_hint", "reader@mcp-demo.onmicrosoft.com")]).await;
+    assert_eq!((status, of(&to, "state")), (302, "xyz"));
+    let code = of(&to, "code").to_owned();
+    let form = [
+        ("grant_type", "authorization_code"),
+        ("client_id", PEOPLES_CLIENT_ID),
+        ("code", &*code),
+        ("redirect_uri", CALLBACK),
+        ("code_verifier", VERIFIER),
+        ("resource", API),
+    ];
+    let (status, answer) = client.ask(&form).await;
+    assert_eq!(status, 200, "{answer}");
+    // The reader may not write, whatever was asked for.
+    assert_eq!(answer["scope"], format!("{API}/users.read"));
+    let claims = claims_of(&answer["access_token"]);
+    assert_eq!(
+        (&claims["scp"], &claims["aud"], &claims["azp"]),
+        (&json!("users.read"), &json!(API_APP_ID), &json!(PEOPLES_CLIENT_ID))
+    );
+    assert_eq!(claims["oid"], DemoCaller::Reader.object_id());
+    let id = claims_of(&answer["id_token"]);
+    assert_eq!((&id["aud"], id.get("azp"), id.get("scp")), (&json!(PEOPLES_CLIENT_ID), None, None));
+    assert_eq!(client.ask(&form).await.1["error_codes"], json!([70008]), "a code is good once");
+
+    let refresh = answer["refresh_token"].as_str().unwrap();
+    let again = [("grant_type", "refresh_token"), ("client_id", PEOPLES_CLIENT_ID), ("refresh_token", refresh)];
+    let (status, answer) = client.ask(&again).await;
+    assert_eq!((status, claims_of(&answer["access_token"])["scp"].clone()), (200, json!("users.read")), "{answer}");
+
+    for (changes, aadsts) in [
+        (&[("code_verifier", "another")][..], 501_481),
+        (&[("code_verifier", "-")], 501_481),
+        (&[("redirect_uri", "http://localhost:1/")], 500_112),
+        (&[("client_id", "aebc6443-996d-45c2-90f0-388ff96faa56")], 70008),
+        (&[("client_id", "00000000-0000-0000-0000-000000000000")], 700_016),
+        (&[("resource", "https://mcp.contoso.example/mcp/")], 9_010_010),
+        (&[("code", "made-up")], 70008),
+    ] {
+        let code = of(&authorize(&client, &[]).await.1, "code").to_owned();
+        let honest = changed(&form, &[("code", &code)]);
+        let (status, answer) = client.ask(&changed(&honest, changes)).await;
+        assert_eq!((status, &answer["error_codes"]), (400, &json!([aadsts])), "{changes:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_wrongly_is_told_as_entra_tells_it() {
+    let entra = start().await;
+    entra.publish_api([API.to_owned()]);
+    let client = Client::new(&entra);
+    for (changes, aadsts) in [
+        (&[("scope", "users.read")][..], "AADSTS650053"),
+        (&[("scope", "https://mcp.contoso.example/mcp/users.fly")], "AADSTS650053"),
+        (&[("scope", "api://other/users.read")], "AADSTS500011"),
+        (&[("resource", "https://mcp.contoso.example/mcp/")], "AADSTS9010010"),
+        (&[("resource", "https://mcp.contoso.example")], "AADSTS9010010"),
+        (&[("response_type", "token")], "AADSTS700051"),
+        (&[("code_challenge_method", "plain")], "AADSTS501491"),
+    ] {
+        let (status, to) = authorize(&client, changes).await;
+        assert!(status == 302 && of(&to, "error_description").starts_with(aadsts), "{changes:?}: {to:?}");
+        assert_eq!(of(&to, "state"), "xyz");
+    }
+    // Nobody is sent to an address that the client did not register, nor by a client that does not exist.
+    for changes in [[("redirect_uri", "https://evil.example/")], [("client_id", "x")]] {
+        assert_eq!(authorize(&client, &changes).await, (400, Vec::new()));
+    }
+    let (status, metadata) = client.get(&format!("{TENANT_ID}/v2.0/.well-known/openid-configuration")).await;
+    assert_eq!(status, 200);
+    assert_eq!(metadata.get("registration_endpoint").or(metadata.get("code_challenge_methods_supported")), None);
+}
