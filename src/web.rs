@@ -55,6 +55,8 @@ const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-
 /// A request has at most so many header fields, and so many bytes of them.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long the body of a request may take that is refused whatever it says.
+const BODY_PATIENCE: Duration = Duration::from_secs(2);
 const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 /// The HTTP side of the server.
@@ -247,7 +249,7 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
     let caller = match guard.admit(&mut request).await {
         Ok(caller) => caller,
-        Err(refused) => return *refused,
+        Err(refused) => return after_the_body(request, endpoint.max_request_bytes, *refused).await,
     };
     let response = serve_mcp(&endpoint, request).await;
     // Which tool is called, and so what the caller needs, is known once the body has been read: the tools find out, and rmcp has
@@ -256,6 +258,27 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
         Some(lacked) => guard.refuse(Refusal::ToolPermission(lacked), &caller),
         None => response,
     }
+}
+
+/// Answers without the body, once it is there: hyper closes a connection whose request was not read to its end, and a client that
+/// sends its next request on it, as every client does after a 401, would get no answer. What does not come soon is not waited for.
+async fn after_the_body(request: Request, limit: u64, mut response: Response) -> Response {
+    let waits_for_leave = request.headers().contains_key(header::EXPECT);
+    let mut body = request.into_body();
+    let read = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > limit {
+                return false;
+            }
+        }
+        body.is_end_stream()
+    };
+    if waits_for_leave || !tokio::time::timeout(BODY_PATIENCE, read).await.unwrap_or(false) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// A request whose caller may come in.

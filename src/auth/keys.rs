@@ -211,7 +211,7 @@ async fn drive(state: Arc<State>, source: Arc<dyn KeySource>, tenant: String, is
                     set.keys.len() == keys.len() && keys.keys().all(|kid| set.keys.contains_key(kid))
                 });
                 if !same {
-                    info!("tenant `{tenant}` signs its tokens with {} keys", keys.len());
+                    info!("the signing keys of tenant `{tenant}` are known: {}", keys.len());
                 }
                 state.held.store(Some(Arc::new(KeySet { keys, use_until: Instant::now() + LONGEST_USE })));
                 cool_down = FIRST_COOL_DOWN;
