@@ -426,6 +426,18 @@ def test_the_http_route_field_by_field():
     }
 
 
+def test_clients_without_a_token_reach_the_metadata_where_tokens_are_wanted():
+    metadata = "/.well-known/oauth-protected-resource"
+    route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "hostnames": ["a.example"]}}
+    ingress = {"ingress": {"enabled": True, "hosts": [{"host": "a.example"}]}}
+    for auth, extra in [("none", []), ("entra", [metadata])]:
+        objects = installed(merge(route, ingress, {"app": {"inboundAuth": auth}}))
+        matches = only(objects, "HTTPRoute")["spec"]["rules"][0]["matches"]
+        assert [match["path"]["value"] for match in matches] == ["/mcp", *extra]
+        paths = only(objects, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+        assert [path["path"] for path in paths] == ["/mcp", *extra]
+
+
 def test_the_ingress_leads_to_mcp_only():
     ingress = only(value_set("ingress"), "Ingress")
     assert ingress["spec"]["ingressClassName"] == "nginx"

@@ -730,3 +730,39 @@ async fn a_key_for_another_issuer_signs_nothing_here_and_odd_keys_spoil_nothing(
         assert_eq!(answer.status(), status, "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_refused_request_leaves_its_connection_to_the_next_one() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let app = TestApp::guarded().await;
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    let head = |connection: &str| {
+        format!(
+            "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: {connection}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        )
+    };
+    let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+    stream.write_all(head("keep-alive").as_bytes()).await.unwrap();
+    // As clients do that write head and body one after the other. An answer before the body is there would end the connection
+    // when the body comes, under the client's next request.
+    let early = tokio::time::timeout(std::time::Duration::from_millis(100), stream.readable()).await;
+    assert!(early.is_err(), "nothing is answered before the body has come");
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 401");
+    stream.write_all(format!("{}{body}", head("close")).as_bytes()).await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest.matches("HTTP/1.1 401").count(), 1, "{rest}");
+
+    // What never comes is not waited for, and what is too much is not read: then the connection ends with the answer.
+    let slow = app.raw(head("keep-alive")).await;
+    assert!(slow.status == 401 && slow.head.to_lowercase().contains("connection: close"), "{slow:?}");
+    let much = format!("{}{}", head("keep-alive").replace(&body.len().to_string(), "200000"), "x".repeat(150_000));
+    let much = app.raw(much).await;
+    assert!(much.status == 401 && much.head.to_lowercase().contains("connection: close"), "{much:?}");
+}
