@@ -13,7 +13,7 @@ mod properties;
 mod tests;
 mod verifier;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use secrecy::SecretString;
@@ -42,9 +42,9 @@ pub struct Lacked {
 }
 
 impl Caller {
-    /// A caller of whom only the address of the connection is known.
-    pub fn unauthenticated(peer: SocketAddr) -> Self {
-        Self { address: peer.ip().to_canonical(), identity: None, lacked: None }
+    /// A caller of whom only the address is known.
+    pub fn unauthenticated(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), identity: None, lacked: None }
     }
 
     /// The same caller, who has proved to be this one.
@@ -53,7 +53,7 @@ impl Caller {
         Self { identity: Some(Arc::new(identity)), lacked: Some(Arc::default()), ..self }
     }
 
-    /// The other end of the connection: the client, or the nearest proxy.
+    /// The client, as far as proxies that we trust name it; else the other end of the connection.
     pub fn address(&self) -> IpAddr {
         self.address
     }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
 
@@ -211,8 +212,24 @@ pub struct BackendSettings {
     pub circuit_breaker: bool,
     /// `BACKEND_IDEMPOTENT_CREATES`: the backend honours `Idempotency-Key`, so a write may be repeated like a read.
     pub idempotent_creates: bool,
+    /// `BACKEND_AUTH`.
+    pub auth: BackendAuth,
+    /// `FORWARD_CALLER`: the backend is told who calls.
+    pub forward_caller: bool,
     /// `READINESS_CHECK_BACKEND`.
     pub check_in_readiness: bool,
+}
+
+/// Whose token the backend gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendAuth {
+    /// The server's own.
+    Server,
+    /// One for the user who calls.
+    OnBehalfOf {
+        /// `OBO_APP_FALLBACK`: an app that calls without a user acts with the server's own token; else it is refused.
+        app_fallback: bool,
+    },
 }
 
 impl BackendSettings {
@@ -228,6 +245,8 @@ impl BackendSettings {
             retry_floor: 10,
             circuit_breaker: true,
             idempotent_creates: false,
+            auth: BackendAuth::Server,
+            forward_caller: false,
             check_in_readiness: true,
         }
     }
@@ -246,6 +265,10 @@ pub struct WebSettings {
     pub allowed_hosts: Option<Vec<String>>,
     /// `ALLOWED_ORIGINS`, as browsers send them: scheme and host in lower case, no default port, no trailing slash.
     pub allowed_origins: Vec<String>,
+    /// `TRUSTED_PROXIES`: whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `RATE_LIMIT_PER_CALLER`, `RATE_LIMIT_PER_ADDRESS` and `RATE_LIMIT_BURST`.
+    pub rate_limit: RateLimitSettings,
     /// `MAX_REQUEST_BYTES`.
     pub max_request_bytes: usize,
     /// `MAX_CONNECTIONS`: connections open at the same time on the main listener.
@@ -264,6 +287,26 @@ pub struct WebSettings {
     pub shutdown_grace: Duration,
 }
 
+/// How much one caller may ask of one replica.
+///
+/// Callers with an identity are limited by default: the identity is theirs alone. Addresses are not: everybody behind one gateway
+/// has the gateway's, and a limit meant for one client would be one for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimitSettings {
+    /// Requests a second of one caller with an identity; 0 means no limit.
+    pub per_caller: u32,
+    /// Requests a second of one client address, of callers without an identity; 0 means no limit.
+    pub per_address: u32,
+    /// Requests that may come at once.
+    pub burst: u32,
+}
+
+impl Default for RateLimitSettings {
+    fn default() -> RateLimitSettings {
+        RateLimitSettings { per_caller: 100, per_address: 0, burst: 200 }
+    }
+}
+
 impl Default for WebSettings {
     fn default() -> WebSettings {
         WebSettings {
@@ -272,6 +315,8 @@ impl Default for WebSettings {
             metrics_port: Some(9090),
             allowed_hosts: Some(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec()),
             allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            rate_limit: RateLimitSettings::default(),
             max_request_bytes: 96 << 10,
             max_connections: 1024,
             max_in_flight: 768,
@@ -422,6 +467,11 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
     let retry_floor = reader.some("BACKEND_RETRY_FLOOR", parse::per_second);
     let circuit_breaker = reader.some("BACKEND_CIRCUIT_BREAKER", parse::boolean);
     let idempotent_creates = reader.some("BACKEND_IDEMPOTENT_CREATES", parse::boolean);
+    let auth = backend_auth(reader);
+    let forward_caller = reader.optional("FORWARD_CALLER", parse::boolean, false);
+    if forward_caller && !asks_who_calls(reader) {
+        reader.mistake("FORWARD_CALLER", "there is nobody to tell the backend of unless INBOUND_AUTH is `entra`");
+    }
     let check_in_readiness = reader.some("READINESS_CHECK_BACKEND", parse::boolean);
     let defaults = BackendSettings::new(base_url?);
     Some(BackendSettings {
@@ -433,9 +483,40 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
         retry_floor: retry_floor.unwrap_or(defaults.retry_floor),
         circuit_breaker: circuit_breaker.unwrap_or(defaults.circuit_breaker),
         idempotent_creates: idempotent_creates.unwrap_or(defaults.idempotent_creates),
+        auth,
+        forward_caller,
         check_in_readiness: check_in_readiness.unwrap_or(defaults.check_in_readiness),
         ..defaults
     })
+}
+
+fn backend_auth(reader: &mut Reader<'_, impl Vars>) -> BackendAuth {
+    let on_behalf_of = reader.optional("BACKEND_AUTH", parse::backend_auth, false);
+    let app_fallback = reader.optional("OBO_APP_FALLBACK", parse::boolean, false);
+    if on_behalf_of && !asks_who_calls(reader) {
+        reader.mistake(
+            "BACKEND_AUTH",
+            "`on-behalf-of` exchanges the caller's token, and without INBOUND_AUTH=entra there is none; expected both or neither",
+        );
+    }
+    if app_fallback && !on_behalf_of && !reader.has_mistake(&["BACKEND_AUTH"]) {
+        reader.mistake("OBO_APP_FALLBACK", "has no meaning unless BACKEND_AUTH is `on-behalf-of`");
+    }
+    if on_behalf_of { BackendAuth::OnBehalfOf { app_fallback } } else { BackendAuth::Server }
+}
+
+/// Whether callers have to prove who they are.
+fn asks_who_calls(reader: &mut Reader<'_, impl Vars>) -> bool {
+    reader.text("INBOUND_AUTH").is_some_and(|auth| auth.eq_ignore_ascii_case("entra"))
+}
+
+fn rate_limit(reader: &mut Reader<'_, impl Vars>) -> RateLimitSettings {
+    let defaults = RateLimitSettings::default();
+    RateLimitSettings {
+        per_caller: reader.optional("RATE_LIMIT_PER_CALLER", parse::per_second, defaults.per_caller),
+        per_address: reader.optional("RATE_LIMIT_PER_ADDRESS", parse::per_second, defaults.per_address),
+        burst: reader.optional("RATE_LIMIT_BURST", parse::burst, defaults.burst),
+    }
 }
 
 fn allowed_hosts(reader: &mut Reader<'_, impl Vars>) -> Option<Vec<String>> {
@@ -489,6 +570,8 @@ fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<V
         metrics_port,
         allowed_hosts,
         allowed_origins: reader.list("ALLOWED_ORIGINS", parse::allowed_origin).unwrap_or_default(),
+        trusted_proxies: reader.list("TRUSTED_PROXIES", parse::network).unwrap_or_default(),
+        rate_limit: rate_limit(reader),
         max_request_bytes: reader.optional("MAX_REQUEST_BYTES", parse::bytes, defaults.max_request_bytes),
         max_connections: reader.optional("MAX_CONNECTIONS", parse::count, defaults.max_connections),
         max_in_flight: reader.optional("MAX_IN_FLIGHT", parse::count, defaults.max_in_flight),

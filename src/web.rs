@@ -2,6 +2,7 @@
 //!
 //! `Web::answer` is the one way of a request, read from the outside in; `web/listener.rs` brings the requests to it.
 
+mod forwarded;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guard;
@@ -11,6 +12,7 @@ mod listener;
 mod problem;
 #[cfg(test)]
 mod properties;
+mod rate;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,6 +30,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use ipnet::IpNet;
 use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -48,6 +51,7 @@ use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
+use rate::RateLimit;
 
 /// Where clients find the protocol that we speak.
 const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-07-28";
@@ -65,6 +69,7 @@ pub struct Web {
     management: Router,
     health: Arc<Health>,
     is_guarded: bool,
+    trusted_proxies: Vec<IpNet>,
 }
 
 /// What the MCP endpoint needs to answer.
@@ -73,6 +78,7 @@ struct Endpoint<S> {
     /// `None` lets everybody in.
     guard: Option<Arc<Guard>>,
     metrics: Arc<Metrics>,
+    rate_limit: RateLimit,
     /// Room for requests at the same time.
     room: Semaphore,
     max_request_bytes: u64,
@@ -94,6 +100,7 @@ impl Web {
             mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
             guard: guard.clone(),
             metrics: Arc::clone(&metrics),
+            rate_limit: RateLimit::new(&settings.rate_limit),
             room: Semaphore::new(settings.max_in_flight),
             max_request_bytes: settings.max_request_bytes as u64,
             // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
@@ -123,14 +130,16 @@ impl Web {
             .method_not_allowed_fallback(problem::method_not_allowed)
             .with_state(metrics)
             .fallback(problem::not_found);
-        Self { main, management, health, is_guarded: guard.is_some() }
+        let trusted_proxies = settings.trusted_proxies.clone();
+        Self { main, management, health, is_guarded: guard.is_some(), trusted_proxies }
     }
 
     /// The way of one request.
     async fn answer(&self, mut request: Request, peer: SocketAddr, lane: Lane) -> Response {
         let trace = RequestTrace::new(request.headers());
         request.extensions_mut().insert(trace.clone());
-        request.extensions_mut().insert(Caller::unauthenticated(peer));
+        let address = forwarded::client_address(peer, request.headers(), &self.trusted_proxies);
+        request.extensions_mut().insert(Caller::unauthenticated(address));
         let has_too_large_a_head = has_too_large_a_head(&request);
         let presented = Presented::take(request.headers_mut());
         if self.is_guarded && lane == Lane::Main {
@@ -286,6 +295,12 @@ async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut 
     if request.body().size_hint().lower() > endpoint.max_request_bytes {
         // Before the body has arrived, or a client that waits for `100 Continue` has sent it.
         return problem::body_too_large();
+    }
+    // Known by now, and before the body is read. Routes without callers, as those for health, have no such limit.
+    let caller = request.extensions().get::<Caller>();
+    if let Some(Err(wait)) = caller.map(|caller| endpoint.rate_limit.admit(caller)) {
+        endpoint.metrics.shed(Shed::Caller);
+        return problem::too_many_requests(wait);
     }
     let Ok(_room) = endpoint.room.try_acquire() else {
         endpoint.metrics.shed(Shed::Server);

@@ -258,11 +258,11 @@ async fn an_identity_says_who_it_is_and_keeps_its_token_only_for_those_who_excha
         assert_eq!((identity.tenant(), identity.object(), identity.is_delegated()), writer);
         assert_eq!(identity.assertion().is_some(), keep);
         assert!(!format!("{identity:?}").contains("eyJ"));
-        let caller = Caller::unauthenticated(([127, 0, 0, 1], 1).into()).identified(identity);
+        let caller = Caller::unauthenticated([127, 0, 0, 1].into()).identified(identity);
         assert!(Permission::ALL.into_iter().all(|permission| caller.may(permission)));
         let agent = verifier.verify(&entra.caller_token(DemoCaller::Agent, &json!({}))).await.unwrap();
         assert!(!agent.is_delegated());
-        let caller = Caller::unauthenticated(([127, 0, 0, 1], 1).into()).identified(agent);
+        let caller = Caller::unauthenticated([127, 0, 0, 1].into()).identified(agent);
         assert!(caller.may_call("list_tickets", Permission::TicketsRead) && caller.lacked().is_none());
         assert!(!caller.may_call("list_users", Permission::UsersRead));
         assert_eq!(caller.lacked(), Some(Lacked { permission: Permission::UsersRead, tool: "list_users" }));

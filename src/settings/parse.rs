@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 use uuid::Uuid;
@@ -114,6 +115,11 @@ pub(super) fn per_second(value: &str) -> Result<u32, String> {
     whole_number(value, 0..=10_000)
 }
 
+/// Requests that may come at once.
+pub(super) fn burst(value: &str) -> Result<u32, String> {
+    whole_number(value, 1..=65_536)
+}
+
 pub(super) fn host(value: &str) -> Result<IpAddr, String> {
     if value.eq_ignore_ascii_case("localhost") {
         return Ok(Ipv4Addr::LOCALHOST.into());
@@ -185,6 +191,27 @@ pub(super) fn allowed_origin(value: &str) -> Result<String, String> {
         && scheme.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char));
     let host = host_and_port(host).filter(|_| is_scheme).ok_or_else(refused)?;
     Ok(format!("{scheme}://{host}"))
+}
+
+pub(super) fn backend_auth(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "server" => Ok(false),
+        "on-behalf-of" => Ok(true),
+        _ => Err("is no way to sign in to the backend; expected `server` or `on-behalf-of`".to_owned()),
+    }
+}
+
+/// A network, or one address. A whole address family would let every client choose its own address.
+pub(super) fn network(value: &str) -> Result<IpNet, String> {
+    let refused = || "is not a network; expected an IP address or a CIDR such as `10.0.0.0/8`".to_owned();
+    let network = match value.parse::<IpNet>() {
+        Ok(network) => network.trunc(),
+        Err(_) => value.parse::<IpAddr>().map_err(|_| refused())?.into(),
+    };
+    if network.prefix_len() == 0 {
+        return Err("would believe every client; expected the networks of the proxies alone".to_owned());
+    }
+    Ok(network)
 }
 
 /// `Url` follows the browsers and forgives a lot: blanks, backslashes, missing or surplus slashes, an `@` with nothing

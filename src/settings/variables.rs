@@ -84,6 +84,21 @@ pub const VARIABLES: &[Variable] = &[
         "false",
         "Set it when the backend honours `Idempotency-Key`: only then is a ticket sent again whose outcome is unknown.",
     ),
+    optional(
+        "BACKEND_AUTH",
+        "server",
+        "Whose token the backend gets: `server` (the server's own) or `on-behalf-of` (one for the user who calls; needs INBOUND_AUTH=entra).",
+    ),
+    optional(
+        "OBO_APP_FALLBACK",
+        "false",
+        "With BACKEND_AUTH=on-behalf-of: whether apps that call without a user act with the server's own token instead of being refused.",
+    ),
+    optional(
+        "FORWARD_CALLER",
+        "false",
+        "Whether the backend is told who calls, in `X-Caller-Subject`, `X-Caller-App` and `X-Caller-Tenant`; needs INBOUND_AUTH=entra.",
+    ),
     optional("READINESS_CHECK_BACKEND", "true", "Whether the backend's health counts in `/health/ready`."),
     optional(
         "LOG_LEVEL",
@@ -134,6 +149,25 @@ pub const VARIABLES: &[Variable] = &[
     ),
     without_default("ENABLED_TOOLS", "The only tools that exist, for whoever calls; unset means all five."),
     optional("READ_ONLY", "false", "Whether tools that change something (`create_ticket`) are switched off."),
+    without_default(
+        "TRUSTED_PROXIES",
+        "Networks of the proxies in front, such as `10.0.0.0/8,fd00::/8`: only they are believed when `X-Forwarded-For` names the client.",
+    ),
+    optional(
+        "RATE_LIMIT_PER_CALLER",
+        "100",
+        "MCP requests a second that one caller with an identity may send to one replica, from 0 (no limit) to 10000; more get 429.",
+    ),
+    optional(
+        "RATE_LIMIT_PER_ADDRESS",
+        "0",
+        "The same for one client address, of callers without an identity; off, because all clients of one gateway share its address.",
+    ),
+    optional(
+        "RATE_LIMIT_BURST",
+        "200",
+        "MCP requests that a caller may send at once before either rate limit counts, from 1 to 65536.",
+    ),
     optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
     optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),
     optional(

@@ -109,11 +109,18 @@ pub enum Shed {
     Backend,
     /// The circuit breaker.
     Breaker,
+    /// `RATE_LIMIT_PER_CALLER` or `RATE_LIMIT_PER_ADDRESS`.
+    Caller,
 }
 
 impl Shed {
-    const ALL: [(Self, &'static str); 4] =
-        [(Self::Server, "server"), (Self::Tool, "tool"), (Self::Backend, "backend"), (Self::Breaker, "breaker")];
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Server, "server"),
+        (Self::Tool, "tool"),
+        (Self::Backend, "backend"),
+        (Self::Breaker, "breaker"),
+        (Self::Caller, "caller"),
+    ];
 }
 
 /// The figures, and the registry that prints them.

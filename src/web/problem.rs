@@ -3,6 +3,8 @@
 //! rmcp answers malformed requests with bare text and, for JSON that it cannot read, with a 415; [`speak_plainly`] puts the
 //! right words in their place.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -52,8 +54,21 @@ pub(super) fn body_too_large() -> Response {
 pub(super) fn overloaded(message: &str) -> Response {
     let mut problem = Problem::new(ErrorCode::ServiceError, format!("{message} Try again in a second."));
     problem.details.retryable = true;
-    problem.details.retry_after_seconds = Some(std::time::Duration::from_secs(1));
+    problem.details.retry_after_seconds = Some(Duration::from_secs(1));
     response(StatusCode::SERVICE_UNAVAILABLE, problem)
+}
+
+/// This caller has asked enough for now.
+pub(super) fn too_many_requests(wait: Duration) -> Response {
+    let mut problem = Problem::new(
+        ErrorCode::ServiceError,
+        "This caller sends more requests than the server takes from one caller. Nothing was done; wait for `retry_after_seconds`, \
+         and send fewer.",
+    );
+    problem.details.retryable = true;
+    // In whole seconds, so that header and body agree and nobody comes too early.
+    problem.details.retry_after_seconds = Some(Duration::from_secs(wait.as_secs_f64().ceil().max(1.0) as u64));
+    response(StatusCode::TOO_MANY_REQUESTS, problem)
 }
 
 /// Any path that has no route.

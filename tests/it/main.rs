@@ -18,6 +18,7 @@ mod check;
 mod cli;
 mod connections;
 mod errors;
+mod fairness;
 mod hostile;
 mod identity;
 mod lifecycle;

@@ -1,0 +1,110 @@
+//! One noisy caller does not slow another: the rate limit of each caller, and who counts as one.
+
+use serde_json::{Value, json};
+
+use crate::support::{Era, TestApp};
+
+/// Behind a proxy on loopback that tells the clients' addresses, with so many requests a second and at once for each.
+async fn limited(per_address: u32, burst: u32) -> TestApp {
+    TestApp::spawn_with(|settings| {
+        settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        settings.web.rate_limit.per_address = per_address;
+        settings.web.rate_limit.burst = burst;
+    })
+    .await
+}
+
+fn call(app: &TestApp, client: &str) -> reqwest::RequestBuilder {
+    let arguments = json!({ "name": "get_user_profile", "arguments": { "user_id": "42" } });
+    app.request(Era::Modern, "tools/call", arguments).header("x-forwarded-for", client)
+}
+
+#[tokio::test]
+async fn a_caller_over_its_limit_gets_429_with_the_wait_and_costs_the_backend_nothing() {
+    let app = limited(1, 3).await;
+    app.until_ready().await;
+    for _ in 0..3 {
+        assert_eq!(call(&app, "203.0.113.7").send().await.unwrap().status(), 200);
+    }
+    let refused =
+        call(&app, "203.0.113.7").header("traceparent", crate::support::calls::TRACEPARENT).send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    assert_eq!(problem["error"], "SERVICE_ERROR");
+    assert_eq!(
+        problem["details"],
+        json!({ "status_code": 429, "retryable": true, "retry_after_seconds": 1, "trace_id": crate::support::calls::TRACE_ID })
+    );
+    assert_eq!(app.backend_requests().len(), 3);
+    assert_eq!(app.metric(r#"mcp_server_shed_total{limit="caller"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn ten_times_its_burst_of_one_caller_costs_another_none_of_its_calls() {
+    let app = limited(1, 20).await;
+    app.until_ready().await;
+    let crowd = (0..200).map(|_| async { call(&app, "203.0.113.7").send().await.unwrap().status().as_u16() });
+    let quiet = async {
+        let mut answers = Vec::new();
+        for _ in 0..20 {
+            answers.push(call(&app, "203.0.113.8").send().await.unwrap().status().as_u16());
+        }
+        answers
+    };
+    let (noisy, quiet) = tokio::join!(futures_util::future::join_all(crowd), quiet);
+    assert_eq!(quiet, [200; 20]);
+    let admitted = noisy.iter().filter(|status| **status == 200).count();
+    // The burst, and what came into the bucket while they were being sent.
+    assert!((20..=30).contains(&admitted), "{admitted}");
+    assert!(noisy.iter().all(|status| [200, 429].contains(status)), "{noisy:?}");
+    assert_eq!(app.backend_requests().len(), admitted + 20);
+}
+
+#[tokio::test]
+async fn a_client_cannot_become_another_one_by_what_it_writes_into_the_header() {
+    let app = limited(1, 1).await;
+    assert_eq!(call(&app, "198.51.100.1, 203.0.113.7").send().await.unwrap().status(), 200);
+    for claim in ["198.51.100.2, 203.0.113.7", "10.0.0.1,,203.0.113.7", "203.0.113.7, 127.0.0.2"] {
+        assert_eq!(call(&app, claim).send().await.unwrap().status(), 429, "{claim}");
+    }
+    assert_eq!(call(&app, "203.0.113.7, 198.51.100.2").send().await.unwrap().status(), 200, "what the proxy heard");
+
+    // Without a trusted proxy the header is nothing: all of them are the one connection's address.
+    let direct = TestApp::spawn_with(|settings| {
+        settings.web.rate_limit.per_address = 1;
+        settings.web.rate_limit.burst = 1;
+    })
+    .await;
+    assert_eq!(call(&direct, "203.0.113.1").send().await.unwrap().status(), 200);
+    assert_eq!(call(&direct, "203.0.113.2").send().await.unwrap().status(), 429);
+}
+
+#[tokio::test]
+async fn probes_and_preflights_have_no_limit_and_by_default_addresses_have_none_either() {
+    let app = TestApp::spawn_with(|settings| {
+        settings.web.rate_limit.per_address = 1;
+        settings.web.rate_limit.burst = 1;
+        settings.web.allowed_origins = vec!["https://app.example".to_owned()];
+    })
+    .await;
+    let preflight = || {
+        let request =
+            app.http.request(reqwest::Method::OPTIONS, app.url("/mcp")).header("origin", "https://app.example");
+        request.header("access-control-request-method", "POST").send()
+    };
+    for _ in 0..20 {
+        assert_eq!(app.http.get(app.url("/health/live")).send().await.unwrap().status(), 200);
+        assert_eq!(preflight().await.unwrap().status(), 200);
+    }
+    assert_eq!(call(&app, "").send().await.unwrap().status(), 200);
+    let refused = call(&app, "").header("origin", "https://app.example").send().await.unwrap();
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["access-control-allow-origin"], "https://app.example");
+    let exposed = refused.headers()["access-control-expose-headers"].to_str().unwrap().to_owned();
+    assert!(exposed.contains("retry-after") && exposed.contains("www-authenticate"), "{exposed}");
+
+    let open = TestApp::spawn().await;
+    for _ in 0..300 {
+        assert_eq!(open.send(Era::Legacy, "tools/list", json!({})).await.status(), 200);
+    }
+}
