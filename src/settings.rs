@@ -470,7 +470,7 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
     let auth = backend_auth(reader);
     let forward_caller = reader.optional("FORWARD_CALLER", parse::boolean, false);
     if forward_caller && !asks_who_calls(reader) {
-        reader.mistake("FORWARD_CALLER", "there is nobody to tell the backend of unless INBOUND_AUTH is `entra`");
+        reader.mistake("FORWARD_CALLER", "`true` has nobody to tell the backend of unless INBOUND_AUTH is `entra`");
     }
     let check_in_readiness = reader.some("READINESS_CHECK_BACKEND", parse::boolean);
     let defaults = BackendSettings::new(base_url?);
@@ -500,7 +500,7 @@ fn backend_auth(reader: &mut Reader<'_, impl Vars>) -> BackendAuth {
         );
     }
     if app_fallback && !on_behalf_of && !reader.has_mistake(&["BACKEND_AUTH"]) {
-        reader.mistake("OBO_APP_FALLBACK", "has no meaning unless BACKEND_AUTH is `on-behalf-of`");
+        reader.mistake("OBO_APP_FALLBACK", "`true` has no meaning unless BACKEND_AUTH is `on-behalf-of`");
     }
     if on_behalf_of { BackendAuth::OnBehalfOf { app_fallback } } else { BackendAuth::Server }
 }

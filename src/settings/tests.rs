@@ -86,6 +86,16 @@ fn every_good_value_is_understood() {
         ("BACKEND_RETRY_FLOOR", "0", |s| s.backend.retry_floor.to_string(), "0"),
         ("BACKEND_CIRCUIT_BREAKER", "no", |s| s.backend.circuit_breaker.to_string(), "false"),
         ("BACKEND_IDEMPOTENT_CREATES", "YES", |s| s.backend.idempotent_creates.to_string(), "true"),
+        (
+            "TRUSTED_PROXIES",
+            "10.1.2.3/8, 192.0.2.9,FD00::/8",
+            |s| format!("{:?}", s.web.trusted_proxies),
+            "[10.0.0.0/8, 192.0.2.9/32, fd00::/8]",
+        ),
+        ("RATE_LIMIT_PER_CALLER", "0", |s| s.web.rate_limit.per_caller.to_string(), "0"),
+        ("RATE_LIMIT_PER_ADDRESS", "10000", |s| s.web.rate_limit.per_address.to_string(), "10000"),
+        ("RATE_LIMIT_BURST", "1", |s| s.web.rate_limit.burst.to_string(), "1"),
+        ("BACKEND_AUTH", "Server", |s| format!("{:?}", s.backend.auth), "Server"),
         ("MAX_IN_FLIGHT", "7", |s| s.web.max_in_flight.to_string(), "7"),
         ("MAX_IN_FLIGHT_PER_TOOL", "7", |s| s.web.max_in_flight_per_tool.to_string(), "7"),
         ("BACKEND_MAX_RESPONSE_BYTES", "1024", response, "1024"),
@@ -261,6 +271,17 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
             ],
             "is not an origin",
         ),
+        ("TRUSTED_PROXIES", &["10.0.0.0/33", "proxy", "10.0.0.0/8/8", "10.0.0.1:80"], "is not a network"),
+        ("TRUSTED_PROXIES", &["0.0.0.0/0", "::/0"], "would believe every client"),
+        ("RATE_LIMIT_PER_CALLER", &["-1", "10001", "0.5"], "is not a whole number from 0 to 10000"),
+        ("RATE_LIMIT_PER_ADDRESS", &["-1", "10001"], "is not a whole number from 0 to 10000"),
+        ("RATE_LIMIT_BURST", &["0", "65537"], "is not a whole number from 1 to 65536"),
+        ("BACKEND_AUTH", &["user", "obo"], "expected `server` or `on-behalf-of`"),
+        ("BACKEND_AUTH", &["on-behalf-of"], "without INBOUND_AUTH=entra there is none"),
+        ("OBO_APP_FALLBACK", &["true"], "has no meaning unless BACKEND_AUTH is `on-behalf-of`"),
+        ("OBO_APP_FALLBACK", &["perhaps"], "expected true, false, 1, 0, yes or no"),
+        ("FORWARD_CALLER", &["true"], "unless INBOUND_AUTH is `entra`"),
+        ("FORWARD_CALLER", &["perhaps"], "expected true, false, 1, 0, yes or no"),
         ("MAX_REQUEST_BYTES", &["0", "96K"], "is not a whole number from 1024 to 67108864"),
         ("MAX_CONNECTIONS", &["0", "65537", "many"], "is not a whole number from 1 to 65536"),
         ("MAX_IN_FLIGHT", &["0"], "is not a whole number from 1 to 65536"),
@@ -322,6 +343,27 @@ fn combinations_that_cannot_work_name_both_variables() {
     ] {
         let found = mistakes(&extra);
         assert!(found.len() == 1 && both.iter().all(|name| found[0].contains(name)), "{found:?}");
+    }
+}
+
+#[test]
+fn what_needs_to_know_the_caller_works_where_callers_have_to_say_who_they_are() {
+    for (extra, auth, forward) in [
+        (&[][..], BackendAuth::Server, false),
+        (&[("BACKEND_AUTH", "on-behalf-of")], BackendAuth::OnBehalfOf { app_fallback: false }, false),
+        (
+            &[("BACKEND_AUTH", "ON-BEHALF-OF"), ("OBO_APP_FALLBACK", "yes")],
+            BackendAuth::OnBehalfOf { app_fallback: true },
+            false,
+        ),
+        (&[("FORWARD_CALLER", "1")], BackendAuth::Server, true),
+    ] {
+        let mut vars = vars(extra);
+        vars.insert("INBOUND_AUTH".to_owned(), "entra".to_owned());
+        let mut reader = Reader::new(&vars);
+        let backend = backend(&mut reader, Url::parse("http://127.0.0.1").ok()).unwrap();
+        assert_eq!((backend.auth, backend.forward_caller), (auth, forward), "{extra:?}");
+        assert!(reader.finish(Some(())).is_ok());
     }
 }
 
