@@ -21,8 +21,8 @@ use tracing::{Instrument as _, error_span, info, warn};
 
 use crate::auth::{Verifier, VerifierError};
 use crate::backend::{BackendClient, BreakerState, Route};
-use crate::identity::{IdentityStartError, TokenSource};
-use crate::settings::{EntraInbound, IdentitySettings, InboundAuth, Settings};
+use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource};
+use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, Settings};
 use crate::telemetry::metrics::Metrics;
 use crate::tools::{TOOL_NAMES, ToolServer};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
@@ -101,7 +101,11 @@ impl App {
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
         let observed = Arc::new(OnceLock::new());
         let metrics = Arc::new(metrics_of(&identity, &observed));
-        let backend = Arc::new(BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?);
+        let mut backend = BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?;
+        if matches!(settings.backend.auth, BackendAuth::OnBehalfOf { .. }) {
+            backend = backend.with_users(OnBehalfOf::new(&settings.identity, settings.backend.timeout)?);
+        }
+        let backend = Arc::new(backend);
         let _ = observed.set(Arc::downgrade(&backend));
         let inbound = inbound(settings)?;
         let verifier = inbound.as_ref().map(|(_, verifier)| Arc::clone(verifier));
@@ -257,7 +261,8 @@ async fn through_panics<F: Future<Output = ()>>(metrics: &Metrics, work: impl Fn
 fn inbound(settings: &Settings) -> Result<Option<(&EntraInbound, Arc<Verifier>)>, AppError> {
     let InboundAuth::Entra(inbound) = &settings.inbound else { return Ok(None) };
     let IdentitySettings { authority, extra_ca_pem, .. } = &settings.identity;
-    let verifier = Verifier::start(inbound, authority, extra_ca_pem.as_deref(), false)?;
+    let exchanged = matches!(settings.backend.auth, BackendAuth::OnBehalfOf { .. });
+    let verifier = Verifier::start(inbound, authority, extra_ca_pem.as_deref(), exchanged)?;
     info!("callers need a token of Entra ID for `{}`", inbound.public_url);
     Ok(Some((inbound, Arc::new(verifier))))
 }

@@ -5,6 +5,7 @@
 //! caller is anonymous, acts with the server's rights, and the network decides who that may be.
 
 mod keys;
+mod step_up;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod properties;
@@ -20,6 +21,7 @@ use secrecy::SecretString;
 
 pub use crate::settings::Permission;
 use crate::settings::PermissionNames;
+pub use step_up::StepUp;
 pub(crate) use verifier::v2_issuer;
 pub use verifier::{Verifier, VerifierError};
 

@@ -6,6 +6,7 @@
 
 mod breaker;
 mod budget;
+mod caller;
 mod data;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -39,6 +40,8 @@ use url::Url;
 pub use breaker::BreakerState;
 use breaker::{Admission, Breaker};
 use budget::RetryBudget;
+pub use caller::Principal;
+use caller::{Bearer, Told};
 pub use data::{Query, QueryRows};
 pub use error::{BackendError, Failure, FormError};
 pub use segment::{Segment, SegmentError};
@@ -46,8 +49,8 @@ pub use tickets::{NewTicket, Priority, Ticket, TicketPage, TicketStatus};
 pub use users::{User, UserPage};
 
 pub use crate::identity::IdentityError;
-use crate::identity::{BearerToken, TokenSource};
-use crate::settings::BackendSettings;
+use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
+use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace};
 use retry::Attempts;
@@ -67,6 +70,10 @@ pub struct BackendClient {
     http: reqwest::Client,
     base_url: Url,
     identity: Arc<TokenSource>,
+    /// Where tokens for users come from, when calls are made on their behalf.
+    users: Option<OnBehalfOf>,
+    auth: BackendAuth,
+    forward_caller: bool,
     metrics: Arc<Metrics>,
     headers: HeaderMap,
     timeout: Duration,
@@ -113,6 +120,8 @@ pub struct Call {
     deadline: Instant,
     timeout: Duration,
     trace: Trace,
+    bearer: Bearer,
+    told: Option<Told>,
     attempts: AtomicU32,
     status: AtomicU16,
 }
@@ -202,6 +211,9 @@ impl BackendClient {
             http,
             base_url: settings.base_url.clone(),
             identity,
+            users: None,
+            auth: settings.auth,
+            forward_caller: settings.forward_caller,
             metrics,
             headers,
             timeout: settings.timeout,
@@ -216,12 +228,36 @@ impl BackendClient {
         }
     }
 
+    /// The same client, with where tokens for users come from. Without it, what has to be done on behalf of a user is refused.
+    #[must_use]
+    pub fn with_users(self, users: OnBehalfOf) -> Self {
+        Self { users: Some(users), ..self }
+    }
+
     /// Starts the clock of one tool call.
+    pub fn begin_call_for(&self, trace: Trace, caller: Option<Principal<'_>>) -> Call {
+        let mut call = self.begin_call(trace);
+        if let BackendAuth::OnBehalfOf { app_fallback } = self.auth {
+            call.bearer = Bearer::on_behalf_of(caller, app_fallback);
+        }
+        if let (true, Some(caller)) = (self.forward_caller, caller) {
+            call.told = Told::of(caller);
+            if call.told.is_none() {
+                // The backend may decide by what it is told: to tell it nothing would be to say that the server itself calls.
+                call.bearer = Bearer::Nobody;
+            }
+        }
+        call
+    }
+
+    /// Starts the clock of a call that the server makes for itself.
     pub fn begin_call(&self, trace: Trace) -> Call {
         Call {
             deadline: Instant::now() + self.timeout,
             timeout: self.timeout,
             trace,
+            bearer: Bearer::Server,
+            told: None,
             attempts: AtomicU32::new(0),
             status: AtomicU16::new(0),
         }
@@ -303,7 +339,7 @@ impl BackendClient {
         let token = self.token(call, request).await?;
         match self.attempt(call, request, &token).await {
             Err(BackendError { failure: Failure::Unauthorized, .. })
-                if self.identity.reject(&token) && call.left() > retry::LEAST_ATTEMPT =>
+                if self.reject(call, &token) && call.left() > retry::LEAST_ATTEMPT =>
             {
                 self.metrics.retried(retry::REASON_UNAUTHORIZED);
                 let token = self.token(call, request).await?;
@@ -315,9 +351,25 @@ impl BackendClient {
 
     /// A token, at once when one is held.
     async fn token(&self, call: &Call, request: &Outgoing) -> Result<Arc<BearerToken>, BackendError> {
-        match timeout_at(call.deadline, self.identity.token()).await {
-            Ok(token) => token.map_err(|error| self.fail(request, Failure::Identity(error))),
+        let token = async {
+            match (&call.bearer, &self.users) {
+                (Bearer::Server, _) => self.identity.token().await.map_err(Failure::Identity),
+                (Bearer::User(user), Some(users)) => users.token(user).await.map_err(Failure::OnBehalfOf),
+                (Bearer::User(_), None) | (Bearer::Nobody, _) => Err(Failure::NoUser),
+            }
+        };
+        match timeout_at(call.deadline, token).await {
+            Ok(token) => token.map_err(|failure| self.fail(request, failure)),
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
+        }
+    }
+
+    /// The backend refused this token: whether another one may be expected.
+    fn reject(&self, call: &Call, token: &Arc<BearerToken>) -> bool {
+        match (&call.bearer, &self.users) {
+            (Bearer::Server, _) => self.identity.reject(token),
+            (Bearer::User(user), Some(users)) => users.reject(user, token),
+            (Bearer::User(_), None) | (Bearer::Nobody, _) => false,
         }
     }
 
@@ -358,6 +410,9 @@ impl BackendClient {
         headers.insert(TRACEPARENT, call.trace.context.child().header());
         if let Some(state) = &call.trace.state {
             headers.insert(TRACESTATE, state.clone());
+        }
+        if let Some(told) = &call.told {
+            told.write_to(&mut headers);
         }
         let method = if request.write.is_some() { Method::POST } else { Method::GET };
         let mut outgoing = Request::new(method, request.url.clone());

@@ -85,6 +85,9 @@ pub struct Details {
     /// Entra's correlation id, for its support and sign-in logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// What the user's next token has to satisfy, as a claims request: for the challenge in the HTTP answer, not for its body.
+    #[serde(skip)]
+    pub claims: Option<String>,
     /// Whether the same call may succeed later, without anybody changing anything.
     pub retryable: bool,
     /// How long to wait before that, rounded up to whole seconds.

@@ -38,10 +38,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, warn};
 use validator::Validate;
 
-use crate::auth::{Caller, Permission};
-use crate::backend::{BackendClient, Call};
+use crate::auth::{Caller, Permission, StepUp};
+use crate::backend::{BackendClient, Call, Principal};
 use crate::payload::Payload;
-use crate::problem::{ErrorCode, Problem};
+use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::metrics::{Metrics, Outcome, Shed};
 use crate::telemetry::trace::RequestTrace;
 use args::Rules;
@@ -314,12 +314,15 @@ impl ToolServer {
         if let Some(traceparent) = context.meta.get_traceparent() {
             trace.adopt(traceparent, context.meta.get_tracestate());
         }
+        let caller = parts.and_then(|parts| parts.extensions.get::<Caller>().cloned());
+        let principal = caller.as_ref().and_then(principal);
         Ending {
             shared: Arc::clone(&self.shared),
             tool: entry.index,
             name: entry.definition.name.clone(),
-            call: Arc::new(self.shared.backend.begin_call(trace.trace().clone())),
-            caller: parts.and_then(|parts| parts.extensions.get::<Caller>().cloned()),
+            call: Arc::new(self.shared.backend.begin_call_for(trace.trace().clone(), principal)),
+            step_up: parts.and_then(|parts| parts.extensions.get::<StepUp>().cloned()),
+            caller,
             payload: parts.and_then(|parts| parts.extensions.get::<Payload>().cloned()),
             trace,
             started: Instant::now(),
@@ -336,6 +339,7 @@ struct Ending {
     call: Arc<Call>,
     caller: Option<Caller>,
     payload: Option<Payload>,
+    step_up: Option<StepUp>,
     trace: RequestTrace,
     started: Instant,
     recorded: bool,
@@ -345,6 +349,12 @@ impl Ending {
     /// Records a failure and renders it for the caller: the caller gets what they can act on, the log gets the cause.
     fn fail(self, problem: Problem) -> CallToolResult {
         let mut problem = problem.traced(self.trace.context().trace_id());
+        if let Some(step_up) = self.step_up.as_ref().filter(|_| problem.details.claims.is_some()) {
+            step_up.demand(&Problem {
+                details: Box::new(Details { cause: None, ..(*problem.details).clone() }),
+                ..problem.clone()
+            });
+        }
         let tell_cause = self.shared.tell_causes;
         self.record(Outcome::Failed(problem.error), problem.details.cause.as_deref());
         if !tell_cause {
@@ -478,6 +488,18 @@ impl ServerHandler for ToolServer {
     }
 }
 
+/// The caller, as the backend's room sees one.
+fn principal(caller: &Caller) -> Option<Principal<'_>> {
+    let identity = caller.identity()?;
+    Some(Principal {
+        tenant: identity.tenant(),
+        object: identity.object(),
+        app: identity.app(),
+        delegated: identity.is_delegated(),
+        assertion: identity.assertion(),
+    })
+}
+
 #[cfg(any(test, feature = "fuzzing"))]
 fn find(name: &str) -> Option<&'static Entry> {
     TOOLS.iter().find(|entry| entry.definition.name == name)
@@ -539,6 +561,7 @@ mod tests {
             call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
             caller: None,
             payload: None,
+            step_up: None,
             trace,
             started: Instant::now(),
             recorded: false,

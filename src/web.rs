@@ -45,7 +45,7 @@ pub use guard::Guard;
 pub use health::Health;
 pub use listener::{Lane, Limits, Listener};
 
-use crate::auth::{Caller, Refusal};
+use crate::auth::{Caller, Refusal, StepUp};
 use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
@@ -260,7 +260,12 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
         Ok(caller) => caller,
         Err(refused) => return after_the_body(request, endpoint.max_request_bytes, *refused).await,
     };
+    let step_up = StepUp::default();
+    request.extensions_mut().insert(step_up.clone());
     let response = serve_mcp(&endpoint, request).await;
+    if let Some(problem) = step_up.demanded() {
+        return guard.step_up(problem);
+    }
     // Which tool is called, and so what the caller needs, is known once the body has been read: the tools find out, and rmcp has
     // no word for it.
     match caller.lacked() {

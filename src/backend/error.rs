@@ -30,6 +30,12 @@ pub enum Failure {
     /// Entra gave no token; nothing was sent.
     #[error("could not get a token")]
     Identity(#[source] Arc<IdentityError>),
+    /// Entra gave no token on behalf of the user who calls; nothing was sent.
+    #[error("could not get a token on behalf of the user")]
+    OnBehalfOf(#[source] Arc<IdentityError>),
+    /// Calls are made on behalf of users, and this caller is none; nothing was sent.
+    #[error("is called on behalf of users only")]
+    NoUser,
     /// The backend answered 401, and did so again when there was a new token to show.
     #[error("refused the token")]
     Unauthorized,
@@ -93,6 +99,8 @@ impl Failure {
                 status.is_server_error() || status.is_redirection() || *status == StatusCode::REQUEST_TIMEOUT
             }
             Self::Identity(_)
+            | Self::OnBehalfOf(_)
+            | Self::NoUser
             | Self::Unauthorized
             | Self::Unreachable(_)
             | Self::Busy
@@ -111,7 +119,9 @@ impl Failure {
             Self::Interrupted(_) => Exchange::Interrupted,
             Self::Unreadable(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
             Self::Timeout(_) => Exchange::Timeout,
-            Self::Identity(_) | Self::Busy | Self::CircuitOpen(_) => Exchange::NotMade,
+            Self::Identity(_) | Self::OnBehalfOf(_) | Self::NoUser | Self::Busy | Self::CircuitOpen(_) => {
+                Exchange::NotMade
+            }
         }
     }
 }
@@ -127,6 +137,8 @@ impl BackendError {
             // A token is the token source's to retry, and past the deadline there is no time.
             // A full house and an open breaker exist to keep calls away: repeating would defeat them.
             Failure::Identity(_)
+            | Failure::OnBehalfOf(_)
+            | Failure::NoUser
             | Failure::Unauthorized
             | Failure::Timeout(_)
             | Failure::Busy
@@ -144,7 +156,12 @@ impl BackendError {
             Failure::Status { .. } | Failure::Unauthorized | Failure::Unreadable(_) | Failure::TooLarge(_) => {
                 Verdict::Works
             }
-            Failure::Identity(_) | Failure::Busy | Failure::CircuitOpen(_) | Failure::Unhealthy => Verdict::Unknown,
+            Failure::Identity(_)
+            | Failure::OnBehalfOf(_)
+            | Failure::NoUser
+            | Failure::Busy
+            | Failure::CircuitOpen(_)
+            | Failure::Unhealthy => Verdict::Unknown,
         }
     }
 

@@ -116,7 +116,12 @@ fn unwell(backend: &BackendSettings, error: &BackendError, claims: Option<&Claim
         Failure::Interrupted(_) => step
             .wrong("The backend, or something before it, broke the connection off")
             .mend(TEAM, "look at the backend's own log, and check scheme and port of BACKEND_API_URL"),
-        Failure::Unreachable(_) | Failure::Identity(_) | Failure::Busy | Failure::CircuitOpen(_) => step
+        Failure::Unreachable(_)
+        | Failure::Identity(_)
+        | Failure::OnBehalfOf(_)
+        | Failure::NoUser
+        | Failure::Busy
+        | Failure::CircuitOpen(_) => step
             .wrong("The question was not asked")
             .mend("the developers of this server", "check again, and report it if it stays"),
     }

@@ -62,14 +62,8 @@ pub(super) struct Exchange {
 
 impl Exchange {
     pub(super) fn new(settings: &IdentitySettings, budget: Duration) -> Result<Self, IdentityStartError> {
-        let extra_ca = match &settings.extra_ca_pem {
-            Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or(IdentityStartError::ExtraCa)?,
-            None => Vec::new(),
-        };
-        let client = transport::client(extra_ca).map_err(IdentityStartError::Client)?;
+        // Exchanges are half an hour apart: a pooled connection would be a dead one.
+        let client = transport::client(extra_ca(settings)?, 0).map_err(IdentityStartError::Client)?;
         let mut cloud = CustomConfiguration::default();
         cloud.authority_host = settings.authority.to_string();
         let exchange = Self {
@@ -174,6 +168,13 @@ impl Exchange {
     }
 }
 
+/// The certificate authorities to trust beside the platform's.
+pub(super) fn extra_ca(settings: &IdentitySettings) -> Result<Vec<reqwest::Certificate>, IdentityStartError> {
+    let Some(pem) = &settings.extra_ca_pem else { return Ok(Vec::new()) };
+    let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).unwrap_or_default();
+    if certificates.is_empty() { Err(IdentityStartError::ExtraCa) } else { Ok(certificates) }
+}
+
 fn name(credential: &Credential) -> &'static str {
     match credential {
         Credential::WorkloadIdentity { .. } => "workload identity",
@@ -183,7 +184,7 @@ fn name(credential: &Credential) -> &'static str {
 
 /// Tries, and tries once more if nobody was there and time is left. An answer, even a bad one, is an answer: only a
 /// server's own failure without a wish for a pause counts as nobody.
-async fn with_one_retry<T, F>(
+pub(super) async fn with_one_retry<T, F>(
     budget: Duration,
     credential: &'static str,
     attempt: impl Fn() -> F,

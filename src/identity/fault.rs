@@ -30,6 +30,8 @@ pub struct IdentityError {
     pub(super) trace_id: Option<String>,
     pub(super) correlation_id: Option<String>,
     pub(super) timestamp: Option<String>,
+    /// What the user's next token has to satisfy, as a claims request in JSON.
+    pub(super) claims: Option<String>,
     /// The pause that Entra asked for.
     pub(super) pause: Option<Duration>,
     /// When the next exchange is due; the token source fills it in.
@@ -89,6 +91,7 @@ impl IdentityError {
             trace_id: None,
             correlation_id: None,
             timestamp: None,
+            claims: None,
             pause: None,
             retry_at: None,
             detail: None,
@@ -119,7 +122,17 @@ impl IdentityError {
         self.codes.first().copied()
     }
 
-    /// What we tried to sign in with: `workload identity` or `client secret`.
+    /// What the user has to satisfy at their next sign-in, as a claims request in JSON: for the client, word for word.
+    pub fn claims(&self) -> Option<&str> {
+        self.claims.as_deref()
+    }
+
+    /// Whether nothing is wrong but that the user has to sign in once more.
+    pub fn needs_user(&self) -> bool {
+        self.claims.is_some() || self.error.as_deref() == Some("interaction_required")
+    }
+
+    /// What we tried to sign in with: `workload identity` or `client secret`, and perhaps on behalf of a user.
     pub fn credential(&self) -> &'static str {
         self.credential
     }
@@ -183,8 +196,15 @@ impl IdentityError {
 
     /// What it means, in whose hands the remedy is, and which one it is: by the AADSTS code, else by the kind of fault.
     pub fn advice(&self) -> &'static Advice {
-        let by_code = self.codes.iter().find_map(|code| advice(*code));
+        let by_code = self.codes.iter().find_map(|code| match self.is_for_a_user() {
+            true => row(ADVICE_FOR_USERS, *code).or_else(|| advice(*code)),
+            false => advice(*code),
+        });
         by_code.unwrap_or_else(|| self.advice_without_code())
+    }
+
+    fn is_for_a_user(&self) -> bool {
+        self.credential.starts_with("on-behalf-of")
     }
 
     fn advice_without_code(&self) -> &'static Advice {
@@ -249,7 +269,7 @@ impl IdentityError {
                 remedy: "check that AZURE_AUTHORITY_HOST is Entra, and that no proxy answers in its place",
                 hands: DEPLOYER,
             },
-            (FaultClass::Config, _) if self.credential == "workload identity" => &Advice {
+            (FaultClass::Config, _) if self.credential.ends_with("workload identity") => &Advice {
                 codes: &[],
                 means: "The federated token cannot be used",
                 remedy: "check the file that AZURE_FEDERATED_TOKEN_FILE names: it must exist, be readable and hold a token",
@@ -315,7 +335,11 @@ pub struct Advice {
 
 /// The advice for an AADSTS code, if we have any.
 pub fn advice(code: u32) -> Option<&'static Advice> {
-    ADVICE.iter().find(|advice| advice.codes.contains(&code))
+    row(ADVICE, code)
+}
+
+fn row(table: &'static [Advice], code: u32) -> Option<&'static Advice> {
+    table.iter().find(|advice| advice.codes.contains(&code))
 }
 
 /// The codes that a token exchange without a user meets.
@@ -424,6 +448,40 @@ const ADVICE: &[Advice] = &[
     },
 ];
 
+/// The codes that only an exchange for a user meets, or that mean something else there.
+const ADVICE_FOR_USERS: &[Advice] = &[
+    Advice {
+        codes: &[65_001],
+        means: "Nobody has consented yet that this app calls the backend for users",
+        remedy: "grant admin consent to the backend's delegated permission for the app in AZURE_CLIENT_ID",
+        hands: DIRECTORY,
+    },
+    Advice {
+        codes: &[50_013, 500_131, 5_000_811],
+        means: "The caller's token is not one that this app may exchange",
+        remedy: "set AZURE_CLIENT_ID to the app that the callers' tokens are for (INBOUND_AUDIENCE): no other may exchange them",
+        hands: DEPLOYER,
+    },
+    Advice {
+        codes: &[500_133, 700_082],
+        means: "The caller's token has expired",
+        remedy: "check the clock of this server, if users who have just signed in see this too",
+        hands: DEPLOYER,
+    },
+    Advice {
+        codes: &[7_000_114],
+        means: "The caller's token is an app's own, and only users' tokens can be exchanged",
+        remedy: "have callers sign in as users, or let apps act with the server's own rights (OBO_APP_FALLBACK)",
+        hands: DEPLOYER,
+    },
+    Advice {
+        codes: &[50_076, 50_079, 50_158, 53_000, 53_003],
+        means: "The user's organisation asks for more than the user's sign-in satisfies",
+        remedy: "look at the Conditional Access policies of the backend, if signing in once more does not help the user",
+        hands: DIRECTORY,
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -469,13 +527,27 @@ mod tests {
 
     #[test]
     fn advice_has_one_row_for_each_code() {
-        let mut codes: Vec<u32> = ADVICE.iter().flat_map(|advice| advice.codes).copied().collect();
-        let all = codes.len();
-        codes.sort_unstable();
-        codes.dedup();
-        assert_eq!(codes.len(), all);
+        for table in [ADVICE, ADVICE_FOR_USERS] {
+            let mut codes: Vec<u32> = table.iter().flat_map(|advice| advice.codes).copied().collect();
+            let all = codes.len();
+            codes.sort_unstable();
+            codes.dedup();
+            assert_eq!(codes.len(), all);
+        }
         assert_eq!(advice(90_006).map(|advice| advice.means), Some("Entra is unwell for the moment"));
         assert!(advice(1).is_none());
+    }
+
+    #[test]
+    fn a_code_means_something_else_where_a_users_token_was_exchanged() {
+        let own = answered(400, &[50_013]);
+        let for_a_user = IdentityError { credential: "on-behalf-of with client secret", ..own.clone() };
+        assert!(own.hint().starts_with("The signature of the service account's token"), "{}", own.hint());
+        assert!(for_a_user.hint().starts_with("The caller's token is not one"), "{}", for_a_user.hint());
+        let secret = IdentityError { codes: vec![7_000_215], ..for_a_user };
+        assert_eq!(secret.advice().means, "The client secret is wrong");
+        assert!(!secret.needs_user());
+        assert!(IdentityError { error: Some("interaction_required".to_owned()), ..secret }.needs_user());
     }
 
     #[test]

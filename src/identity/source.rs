@@ -39,7 +39,7 @@ const CONFIGURATION_COOL_DOWN: Duration = Duration::from_secs(15);
 /// The longest pause that Entra may ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Between two refreshes that the backend's 401 forced.
-const FORCED_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const FORCED_PAUSE: Duration = Duration::from_secs(30);
 
 /// The one holder of the token for the backend. Dropping it stops the background work.
 pub struct TokenSource {
@@ -226,7 +226,7 @@ impl BearerToken {
         })
     }
 
-    fn is_usable(&self, now: Instant) -> bool {
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
         now < self.unusable_at
     }
 }
@@ -390,7 +390,7 @@ where
     }
 }
 
-fn cool_down(error: &IdentityError, failures: u32) -> Duration {
+pub(super) fn cool_down(error: &IdentityError, failures: u32) -> Duration {
     let longest = match error.retryable() {
         true => LAST_COOL_DOWN.min(FIRST_COOL_DOWN * 2u32.pow(failures.saturating_sub(1).min(4))),
         false => CONFIGURATION_COOL_DOWN,

@@ -18,6 +18,8 @@ use azure_core::error::ErrorKind;
 use azure_core::http::headers::Headers;
 use azure_core::http::{AsyncRawResponse, Body, HttpClient, Request, StatusCode as AzureStatus};
 use http::{HeaderMap, StatusCode, header};
+use secrecy::SecretString;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -31,16 +33,21 @@ const MAX_BODY: usize = 256 * 1024;
 /// Entra's longest tokens live 24 to 28 hours. More than two days is a mistake or a trap.
 const MAX_LIFE: u64 = 172_800;
 const MAX_DESCRIPTION: usize = 1_024;
+const MAX_CLAIMS: usize = 4_096;
 /// The SDK's name for the request id, and Entra's.
 const SDK_REQUEST_ID: &str = "x-ms-client-request-id";
 const ENTRA_REQUEST_ID: &str = "client-request-id";
 
+/// Connections that nobody used for so long are given up before Entra or a firewall gives them up.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The HTTPS client for Entra. Each build reads the platform's certificate store: do it once.
-pub(super) fn client(extra_ca: Vec<reqwest::Certificate>) -> reqwest::Result<reqwest::Client> {
+pub(super) fn client(extra_ca: Vec<reqwest::Certificate>, idle_connections: usize) -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none()) // the credential goes to the authority and nowhere else
         .connect_timeout(CONNECT_TIMEOUT)
-        .pool_max_idle_per_host(0) // exchanges are half an hour apart: a pooled connection would be a dead one
+        .pool_max_idle_per_host(idle_connections)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tls_certs_merge(extra_ca)
         .build()
 }
@@ -69,13 +76,39 @@ impl EntraTransport {
                 outgoing = outgoing.header(ENTRA_REQUEST_ID, value.as_str());
             }
         }
+        self.exchange(outgoing).await
+    }
+
+    /// Posts a form to the token endpoint, past the SDK; the token and its life.
+    pub(super) async fn token(
+        &self,
+        endpoint: url::Url,
+        form: String,
+        request_id: &str,
+    ) -> Result<(SecretString, Duration), IdentityError> {
+        let outgoing = self
+            .client
+            .post(endpoint)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .header(SDK_REQUEST_ID, request_id)
+            .header(ENTRA_REQUEST_ID, request_id)
+            .body(form);
+        let checked: Checked = serde_json::from_slice(&self.exchange(outgoing).await?).map_err(|error| {
+            IdentityError::new(FaultClass::Internal, self.credential).with_detail(error.to_string())
+        })?;
+        Ok((checked.access_token.into(), Duration::from_secs(checked.expires_in)))
+    }
+
+    /// Sends, and gives a success that [`checked_token`] has seen.
+    async fn exchange(&self, outgoing: reqwest::RequestBuilder) -> Result<Vec<u8>, IdentityError> {
         let mut response = outgoing.send().await.map_err(|error| self.unanswered(error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let body = self.read(response).await;
         if status.is_success() {
             return checked_token(&body?).map_err(|reason| IdentityError {
                 status: Some(status),
-                ..fault(FaultClass::Parse).with_detail(reason)
+                ..IdentityError::new(FaultClass::Parse, self.credential).with_detail(reason)
             });
         }
         Err(error_answer(self.credential, status, &headers, &body.unwrap_or_default()))
@@ -166,6 +199,13 @@ pub fn classify(error: &reqwest::Error) -> (FaultClass, String) {
     }
 }
 
+/// What [`checked_token`] lets through.
+#[derive(Deserialize)]
+struct Checked {
+    access_token: String,
+    expires_in: u64,
+}
+
 /// A success, cut down to what the SDK reads; the reason, if it holds no usable token.
 pub(super) fn checked_token(body: &[u8]) -> Result<Vec<u8>, &'static str> {
     let answer: Map<String, Value> = serde_json::from_slice(body).map_err(|_| "the answer is not a JSON object")?;
@@ -217,6 +257,7 @@ pub(super) fn error_answer(
         trace_id: id("trace_id"),
         correlation_id: id("correlation_id"),
         timestamp: text("timestamp").filter(|time| is_timestamp(time)).map(str::to_owned),
+        claims: text("claims").filter(|claims| is_claims_request(claims)).map(str::to_owned),
         pause: asked_pause(headers),
         ..IdentityError::new(FaultClass::Http, credential).with_detail(detail)
     }
@@ -249,6 +290,11 @@ fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
 fn is_word(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// A claims request (OpenID Connect section 5.5) goes back to the client: only what is one, and not a long one.
+fn is_claims_request(text: &str) -> bool {
+    text.len() <= MAX_CLAIMS && serde_json::from_str::<Map<String, Value>>(text).is_ok()
 }
 
 /// Entra writes `2026-11-22 14:59:00Z`.

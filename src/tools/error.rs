@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -56,7 +55,24 @@ pub(super) fn out_of_time(write: bool) -> Problem {
 
 pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
     let (code, message, retryable) = match &error.failure {
-        Failure::Identity(identity) => return with_doubt(no_token(error, identity), error),
+        Failure::Identity(identity) => return with_doubt(no_token(error, identity, &own_token(identity)), error),
+        Failure::OnBehalfOf(identity) => {
+            let mut problem = no_token(error, identity, &users_token(identity));
+            if identity.needs_user() {
+                // Without claims from Entra a new sign-in is what can be asked for.
+                problem.details.claims = Some(identity.claims().unwrap_or("{}").to_owned());
+                problem.details.retryable = false;
+                problem.details.retry_after_seconds = None;
+            }
+            return with_doubt(problem, error);
+        }
+        Failure::NoUser => (
+            ErrorCode::AuthenticationError,
+            "This server calls the backend on behalf of users, and this caller is an app without a user; nothing was sent to the \
+             backend. Call with a user's token. The operators can let apps act with the server's own rights (OBO_APP_FALLBACK)."
+                .to_owned(),
+            false,
+        ),
         Failure::Unauthorized => (
             ErrorCode::AuthenticationError,
             "The backend does not accept the MCP server's token, not even a new one. Its operators have to mend that: the token's \
@@ -160,8 +176,8 @@ fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (Error
             false,
         ),
         StatusCode::FORBIDDEN => (
-            "The backend does not allow the MCP server to do this. Its operators have to grant the server's identity the right to; calling \
-             again will not help."
+            "The backend does not allow this. Its operators have to grant the right to it to the MCP server's identity, or to the user where \
+             the server acts on a user's behalf; calling again will not help."
                 .to_owned(),
             false,
         ),
@@ -190,13 +206,30 @@ fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (Error
     (ErrorCode::ServiceError, message, retryable)
 }
 
-fn no_token(error: &BackendError, identity: &Arc<IdentityError>) -> Problem {
+fn own_token(identity: &IdentityError) -> String {
+    format!(
+        "The MCP server could not get its own token from Entra ID; nothing was sent to the backend. {}",
+        identity.hint()
+    )
+}
+
+fn users_token(identity: &IdentityError) -> String {
+    if identity.needs_user() {
+        return "Entra ID wants the user to sign in once more before the backend may be called for them; nothing was sent to it. The \
+                client has to get a new token with the claims in this answer's `WWW-Authenticate` header: calling again with the same \
+                token does not help."
+            .to_owned();
+    }
+    format!(
+        "The MCP server could not get a token for the backend on behalf of the user who calls; nothing was sent to the backend. {}",
+        identity.hint()
+    )
+}
+
+fn no_token(error: &BackendError, identity: &IdentityError, message: &str) -> Problem {
     Problem {
         error: ErrorCode::AuthenticationError,
-        message: format!(
-            "The MCP server could not get its own token from Entra ID; nothing was sent to the backend. {}",
-            identity.hint()
-        ),
+        message: message.to_owned(),
         details: Box::new(Details {
             aadsts: identity.aadsts(),
             credential: Some(identity.credential()),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
@@ -199,6 +201,21 @@ impl Guard {
         }
         let mut response = problem::response(status, problem);
         if let Ok(challenge) = HeaderValue::try_from(self.challenge(refusal, error)) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+
+    /// The user has to sign in once more before the backend may be called for them: 401, and the claims challenge that clients of
+    /// Entra know.
+    pub(super) fn step_up(&self, problem: &Problem) -> Response {
+        let claims = BASE64.encode(problem.details.claims.as_deref().unwrap_or("{}"));
+        let challenge = format!(
+            r#"Bearer resource_metadata="{}", error="insufficient_claims", error_description="The user has to sign in once more", claims="{claims}", scope="{}""#,
+            self.metadata_url, self.scopes
+        );
+        let mut response = problem::response(StatusCode::UNAUTHORIZED, problem.clone());
+        if let Ok(challenge) = HeaderValue::try_from(challenge) {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         response

@@ -10,7 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("web", &["auth", "payload", "problem", "settings", "telemetry"]),
     ("tools", &["auth", "backend", "payload", "problem", "telemetry"]),
     ("check", &["backend", "identity", "settings", "telemetry"]),
-    ("auth", &["settings"]),
+    ("auth", &["problem", "settings"]),
     ("backend", &["identity", "settings", "telemetry"]),
     ("identity", &["settings"]),
     ("demo", &["settings"]),
@@ -24,7 +24,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("main", "web", &["healthcheck"]),
     ("check", "telemetry", &["metrics::Metrics"]),
-    ("tools", "auth", &["Caller", "Permission"]),
+    ("auth", "problem", &["Problem"]),
+    ("tools", "auth", &["Caller", "Permission", "StepUp"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["LogSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
@@ -46,7 +47,11 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["schemars"], &["src/backend", "src/tools"]),
     (&["clap"], &["src/main.rs", "src/app/demo.rs", "src/web/healthcheck.rs"]),
     (&["jsonwebtoken"], &["src/auth", "src/demo"]),
-    (&["rcgen", "tokio_rustls", "sha2", "base64"], &["src/demo"]),
+    (&["rcgen", "tokio_rustls"], &["src/demo"]),
+    (&["sha2"], &["src/demo", "src/identity/on_behalf_of.rs"]),
+    (&["base64"], &["src/demo", "src/web/guard.rs"]),
+    (&["quick_cache"], &["src/identity/on_behalf_of.rs", "src/web/rate.rs"]),
+    (&["ipnet"], &["src/settings", "src/web"]),
     (&["std::env", "env"], &["src/settings"]),
 ];
 

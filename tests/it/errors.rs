@@ -16,7 +16,7 @@ pub const CAP: usize = 64 << 10;
 
 const NOT_FOUND: &str = "The backend has no user `42`.";
 const NO_TICKETS: &str = "The backend has no place for tickets.";
-const FORBIDDEN: &str = "The backend does not allow the MCP server to do this. Its operators have to grant the server's identity the right to; calling again will not help.";
+const FORBIDDEN: &str = "The backend does not allow this. Its operators have to grant the right to it to the MCP server's identity, or to the user where the server acts on a user's behalf; calling again will not help.";
 const CONFLICT: &str =
     "The backend refused this because it conflicts with what is there already. Read the current state first.";
 const TOO_MUCH: &str =
