@@ -5,10 +5,10 @@
 //! caller is anonymous, acts with the server's rights, and the network decides who that may be.
 
 mod keys;
-mod step_up;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod properties;
+mod step_up;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod tests;

@@ -1,17 +1,19 @@
 //! A stand-in for Entra ID: the token endpoint, the discovery documents and the keys of one tenant, over HTTPS with a
 //! certificate authority of its own, and the cluster whose service-account tokens that tenant trusts.
 //!
-//! Official clients get tokens from it by secret and by federated assertion. Of callers of the MCP server it knows three, and
-//! official MCP clients sign two of them in. It has no pages and no on-behalf-of. It keeps secrets in plain options, because they guard nothing: never point it at anything real.
+//! Official clients get tokens from it by secret, by federated assertion and on behalf of users. Of callers of the MCP server it knows
+//! three, and official MCP clients sign two of them in. It has no pages. It keeps secrets in plain options, because they guard nothing:
+//! never point it at anything real.
 
 mod callers;
 mod grants;
 mod keys;
+mod on_behalf_of;
 mod signin;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -37,7 +39,9 @@ use self::keys::{SharedKeys, SigningKey};
 pub use self::keys::{TokenRejected, Verifier};
 use self::signin::SignIns;
 use super::fault::{FaultRule, Faults};
-use super::wire::{Answer, Counter, InFlight, Log, Port, Server, digest, read_body, unix_now, without_credentials};
+use super::wire::{
+    Answer, Counter, InFlight, Log, Port, Server, digest, lock, read_body, unix_now, without_credentials,
+};
 
 /// The tenant.
 pub const TENANT_ID: &str = "6d0f2b1e-5a3c-4c8e-9f57-0c1d2e3f4a5b";
@@ -55,6 +59,8 @@ pub const SCOPE: &str = "api://mcp-demo-backend/.default";
 pub const RESOURCE_APP_ID: &str = "b7d1c3e5-0f2a-4b6c-8d9e-1a2b3c4d5e6f";
 /// The app role that the backend wants and the server was granted.
 pub const ROLE: &str = "Backend.Access";
+/// The backend's delegated permission: what the server may do for users.
+pub const USER_SCOPE: &str = "access_as_user";
 /// The service account that may act as the application.
 pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:mcp-system:mcp-server";
 
@@ -184,6 +190,8 @@ struct Directory {
     cluster_key: OnceLock<Option<SigningKey>>,
     token_lifetime_secs: AtomicU64,
     signins: SignIns,
+    /// The authentication context that users need for the backend.
+    demanded_context: Mutex<Option<String>>,
 }
 
 struct State {
@@ -239,6 +247,7 @@ impl StandInEntra {
             line_breaks: false.into(),
             directory: Directory {
                 token_lifetime_secs: options.token_lifetime.as_secs().into(),
+                demanded_context: Mutex::default(),
                 cluster_issuer: format!("{authority}/cluster/"),
                 keys: SharedKeys::new(new_entra_key().await?),
                 cluster_key: OnceLock::new(),
@@ -353,6 +362,12 @@ impl StandInEntra {
     /// How long tokens live that are handed out from now on, in whole seconds.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
         self.state.directory.token_lifetime_secs.store(lifetime.as_secs(), Ordering::Relaxed);
+    }
+
+    /// From now on a user has to have met this authentication context (such as `c1`) before anybody may act on their behalf: their
+    /// token's claim `acrs` has to name it. `None` lifts it.
+    pub fn demand_context(&self, context: Option<&str>) {
+        *lock(&self.state.directory.demanded_context) = context.map(str::to_owned);
     }
 
     /// Writes `\r\n` into error descriptions, as Entra did until 2023, instead of spaces.
@@ -594,9 +609,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
         let outcome = match segments.as_slice() {
             _ if body.is_none() => Err(Refusal {
                 status: StatusCode::PAYLOAD_TOO_LARGE,
-                error: "invalid_request",
-                aadsts: 90014,
-                text: "The request body is too large.".into(),
+                ..Refusal::bad_request("invalid_request", 90014, "The request body is too large.")
             }),
             [tenant, "oauth2", "v2.0", "token"] if head.method == Method::POST => {
                 if state.directory.is_tenant(tenant) {
@@ -607,9 +620,11 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
             }
             [_, "oauth2", "v2.0", "token"] => Err(Refusal {
                 status: StatusCode::METHOD_NOT_ALLOWED,
-                error: "invalid_request",
-                aadsts: 900_561,
-                text: format!("The endpoint only accepts POST requests. Received a {} request.", head.method),
+                ..Refusal::bad_request(
+                    "invalid_request",
+                    900_561,
+                    format!("The endpoint only accepts POST requests. Received a {} request.", head.method),
+                )
             }),
             path if head.method == Method::GET => match state.directory.document(path) {
                 Some(document) => document,
@@ -640,10 +655,10 @@ fn fault_response(status: StatusCode, refuse: impl Fn(&Refusal) -> Response<Byte
         return response;
     }
     if status.is_server_error() {
-        let text = "A transient error has occurred. Please try again.".into();
-        return refuse(&Refusal { status, error: "temporarily_unavailable", aadsts: 90033, text });
+        let text = "A transient error has occurred. Please try again.";
+        return refuse(&Refusal { status, ..Refusal::bad_request("temporarily_unavailable", 90033, text) });
     }
-    refuse(&Refusal { status, error: "invalid_request", aadsts: 90014, text: "The request was refused.".into() })
+    refuse(&Refusal { status, ..Refusal::bad_request("invalid_request", 90014, "The request was refused.") })
 }
 
 /// The client's own id of this exchange, wherever the official clients put it; ours if it gave none.
@@ -682,7 +697,7 @@ fn error_response(refusal: &Refusal, authority: &str, correlation: Uuid, line_br
         "AADSTS{}: {}{gap}Trace ID: {trace}{gap}Correlation ID: {correlation}{gap}Timestamp: {timestamp}",
         refusal.aadsts, refusal.text
     );
-    let body = json!({
+    let mut body = json!({
         "error": refusal.error,
         "error_description": description,
         "error_codes": [refusal.aadsts],
@@ -691,6 +706,10 @@ fn error_response(refusal: &Refusal, authority: &str, correlation: Uuid, line_br
         "correlation_id": correlation.to_string(),
         "error_uri": format!("{authority}/error?code={}", refusal.aadsts),
     });
+    if let Some(claims) = &refusal.claims {
+        // An object in a string, as Entra sends it.
+        keys::overlay(&mut body, &json!({ "suberror": "basic_action", "claims": claims.to_string() }));
+    }
     let mut response = json_response(refusal.status, &body, correlation);
     if let Ok(trace) = HeaderValue::try_from(trace.to_string()) {
         response.headers_mut().insert("x-ms-request-id", trace);

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
-use super::super::entra::Verifier;
+use super::super::entra::{USER_SCOPE, Verifier};
 use super::super::wire::{digest, lock, rfc3339};
 use super::data::{self, Dataset, object};
 
@@ -176,8 +176,11 @@ impl Service {
             .map_err(|why| Problem::unauthorized(&format!("{why}."), Some("invalid_token")))?;
         let granted =
             |role| claims.get("roles").and_then(Value::as_array).is_some_and(|all| all.iter().any(|one| one == role));
+        // Of a user's token the role is the scope: what the app that shows it may do for users.
+        let scopes = claims.get("scp").and_then(Value::as_str).unwrap_or_default();
+        let for_a_user = scopes.split(' ').any(|scope| scope == USER_SCOPE);
         match &self.required_role {
-            Some(role) if !granted(role) => {
+            Some(role) if !(granted(role) || for_a_user) => {
                 let detail = format!("The app role {role} is not granted to this caller.");
                 Err(Problem::unauthorized(&detail, Some("insufficient_scope")))
             }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::wire::unix_now;
 use super::keys::{BadSignature, Jws, overlay};
-use super::{Directory, Resource, TokenVersion, signin};
+use super::{Directory, Resource, TokenVersion, on_behalf_of, signin};
 
 /// The one kind of client assertion that Entra takes.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -27,15 +27,17 @@ pub(super) struct Refusal {
     pub(super) error: &'static str,
     pub(super) aadsts: u32,
     pub(super) text: String,
+    /// What the user's next sign-in has to satisfy.
+    pub(super) claims: Option<Value>,
 }
 
 impl Refusal {
     pub(super) fn bad_request(error: &'static str, aadsts: u32, text: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, error, aadsts, text: text.into() }
+        Self { status: StatusCode::BAD_REQUEST, error, aadsts, text: text.into(), claims: None }
     }
 
     fn invalid_client(aadsts: u32, text: impl Into<String>) -> Self {
-        Self { status: StatusCode::UNAUTHORIZED, error: "invalid_client", aadsts, text: text.into() }
+        Self { status: StatusCode::UNAUTHORIZED, ..Self::bad_request("invalid_client", aadsts, text) }
     }
 
     pub(super) fn unknown_tenant(error: &'static str, tenant: &str) -> Self {
@@ -47,23 +49,33 @@ impl Refusal {
         Self::bad_request(error, 90002, text)
     }
 
-    fn missing(parameter: &str) -> Self {
+    pub(super) fn missing(parameter: &str) -> Self {
         let text = format!("The request body must contain the following parameter: '{parameter}'.");
         Self::bad_request("invalid_request", 900144, text)
     }
 }
 
 /// How the client proved who it is: the `azpacr` claim.
-enum Proof {
+pub(super) enum Proof {
     Secret,
     Assertion,
+}
+
+impl Proof {
+    pub(super) fn as_claim(&self) -> &'static str {
+        match self {
+            Self::Secret => "1",
+            Self::Assertion => "2",
+        }
+    }
 }
 
 /// Answers a token request of a known tenant: the token response, or the refusal.
 pub(super) fn grant(directory: &Directory, form: &Form) -> Result<Value, Refusal> {
     let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    match field("grant_type") {
-        Some("client_credentials") => {}
+    let for_a_user = match field("grant_type") {
+        Some("client_credentials") => false,
+        Some(on_behalf_of::GRANT) => true,
         Some("authorization_code") => return signin::redeem(directory, form, true),
         Some("refresh_token") => return signin::redeem(directory, form, false),
         Some("") | None => return Err(Refusal::missing("grant_type")),
@@ -71,7 +83,7 @@ pub(super) fn grant(directory: &Directory, form: &Form) -> Result<Value, Refusal
             let text = format!("The app requested an unsupported grant type '{other}'.");
             return Err(Refusal::bad_request("unsupported_grant_type", 70003, text));
         }
-    }
+    };
     let client_id = field("client_id").filter(|id| !id.is_empty()).ok_or_else(|| Refusal::missing("client_id"))?;
     if !client_id.eq_ignore_ascii_case(&directory.options.client_id) {
         let text = format!(
@@ -104,6 +116,9 @@ pub(super) fn grant(directory: &Directory, form: &Form) -> Result<Value, Refusal
             return Err(Refusal::invalid_client(7_000_218, text));
         }
     };
+    if for_a_user {
+        return on_behalf_of::exchange(directory, form, &proof);
+    }
     let (resource, audience) = resource_of(directory, field("scope").unwrap_or_default())?;
     Ok(token_response(directory, resource, audience, &proof))
 }
@@ -225,11 +240,18 @@ fn resource_of<'a>(directory: &'a Directory, scope: &'a str) -> Result<(&'a Reso
         asked = Some(identifier);
     }
     let asked = asked.unwrap_or_default();
-    let trimmed = |identifier: &'a str| identifier.strip_suffix('/').unwrap_or(identifier);
+    known_resource(directory, asked).map(|resource| (resource, asked))
+}
+
+/// The resource with this client id or App ID URI; a final slash counts for nothing.
+pub(super) fn known_resource<'a>(directory: &'a Directory, asked: &str) -> Result<&'a Resource, Refusal> {
+    fn trimmed(identifier: &str) -> &str {
+        identifier.strip_suffix('/').unwrap_or(identifier)
+    }
     let known = directory.options.resources.iter().find(|resource| {
         resource.app_id == asked || resource.identifier_uris.iter().any(|uri| trimmed(uri) == trimmed(asked))
     });
-    known.map(|resource| (resource, asked)).ok_or_else(|| {
+    known.ok_or_else(|| {
         let text = format!(
             "The resource principal named {asked} was not found in the tenant named {}. This can happen if the \
              application has not been installed by the administrator of the tenant or consented to by any user in the \
@@ -243,10 +265,7 @@ fn resource_of<'a>(directory: &'a Directory, scope: &'a str) -> Result<(&'a Reso
 fn token_response(directory: &Directory, resource: &Resource, asked: &str, proof: &Proof) -> Value {
     let lifetime = directory.token_lifetime().as_secs();
     let mut claims = app_claims(directory, resource, asked);
-    let proof = match proof {
-        Proof::Secret => "1",
-        Proof::Assertion => "2",
-    };
+    let proof = proof.as_claim();
     let proof = match resource.token_version {
         TokenVersion::V1 => json!({ "appidacr": proof }),
         TokenVersion::V2 => json!({ "azpacr": proof }),

@@ -459,3 +459,104 @@ async fn who_asks_wrongly_is_told_as_entra_tells_it() {
     assert_eq!(status, 200);
     assert_eq!(metadata.get("registration_endpoint").or(metadata.get("code_challenge_methods_supported")), None);
 }
+
+/// A user's token for the server, as a client of theirs got it.
+fn users_token(entra: &StandInEntra, changes: &Value) -> String {
+    let mut claims = json!({
+        "aud": CLIENT_ID, "oid": "11111111-aaaa-4bbb-8ccc-dddddddddddd", "sub": "pairwise", "scp": "users.read", "roles": null,
+        "azp": "22222222-aaaa-4bbb-8ccc-dddddddddddd", "name": "A user",
+    });
+    keys::overlay(&mut claims, changes);
+    entra.access_token(&claims)
+}
+
+fn on_behalf_of<'a>(assertion: &'a str, changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let form = with_secret(&[
+        ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+        ("requested_token_use", "on_behalf_of"),
+        ("assertion", assertion),
+    ]);
+    changed(&form, changes)
+}
+
+#[tokio::test]
+async fn a_users_token_buys_one_in_the_users_name_for_the_app_that_it_is_for() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let (token, federated) = (users_token(&entra, &json!({})), entra.service_account_token(&json!({})));
+    let with_file: Vec<_> =
+        with_assertion(&federated).into_iter().filter(|(name, _)| name.contains("client_ass")).collect();
+    for changes in [
+        &[][..],
+        &[("client_secret", "-"), with_file[0], with_file[1]],
+        &[("scope", "openid profile offline_access api://mcp-demo-backend/access_as_user")],
+    ] {
+        let (status, answer) = client.ask(&on_behalf_of(&token, changes)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["scope"], "api://mcp-demo-backend/access_as_user");
+        let claims = entra.verifier().verify(answer["access_token"].as_str().unwrap()).unwrap();
+        assert_eq!(
+            (&claims["oid"], &claims["name"]),
+            (&json!("11111111-aaaa-4bbb-8ccc-dddddddddddd"), &json!("A user"))
+        );
+        assert_eq!((&claims["azp"], &claims["scp"]), (&json!(CLIENT_ID), &json!(USER_SCOPE)));
+        assert!(claims.get("roles").is_none());
+        assert_eq!(
+            answer.get("id_token").is_some(),
+            changes.first().is_some_and(|(name, _)| *name == "scope"),
+            "{answer}"
+        );
+    }
+    let logged = entra.token_requests();
+    assert!(!format!("{logged:?}").contains(&token), "the log holds digests only");
+}
+
+#[tokio::test]
+async fn what_cannot_be_exchanged_is_refused_as_entra_refuses_it() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    let good = users_token(&entra, &json!({}));
+    let token = |changes: Value| users_token(&entra, &changes);
+    let (head, _) = good.rsplit_once('.').unwrap();
+    let forged = format!("{head}.{}", "A".repeat(342));
+    let hour_ago = unix_now() - 3_600;
+    for (form, status, error, code) in [
+        (on_behalf_of(&good, &[("assertion", "-")]), 400, "invalid_request", 900_144),
+        (on_behalf_of(&good, &[("requested_token_use", "-")]), 400, "invalid_request", 900_144),
+        (on_behalf_of(&good, &[("requested_token_use", "else")]), 400, "invalid_request", 90_014),
+        (on_behalf_of(&good, &[("client_secret", "wrong")]), 401, "invalid_client", 7_000_215),
+        (on_behalf_of(&good, &[("scope", "-")]), 400, "invalid_request", 900_144),
+        (on_behalf_of(&good, &[("scope", "api://mcp-demo-backend/everything")]), 400, "invalid_grant", 65_001),
+        (on_behalf_of(&good, &[("scope", "api://a/.default api://b/.default")]), 400, "invalid_scope", 700_022),
+        (on_behalf_of(&good, &[("scope", "api://nobody/.default")]), 400, "invalid_resource", 500_011),
+        (on_behalf_of("garbage", &[]), 400, "invalid_request", 50_027),
+        (on_behalf_of(&forged, &[]), 400, "invalid_grant", 50_013),
+        (on_behalf_of(&token(json!({ "iss": "https://else.example" })), &[]), 400, "invalid_grant", 50_013),
+        (on_behalf_of(&token(json!({ "aud": RESOURCE_APP_ID })), &[]), 400, "invalid_grant", 500_131),
+        (on_behalf_of(&token(json!({ "exp": hour_ago })), &[]), 400, "invalid_grant", 500_133),
+        (
+            on_behalf_of(&token(json!({ "scp": null, "roles": ["users.read"] })), &[]),
+            400,
+            "unauthorized_client",
+            7_000_114,
+        ),
+    ] {
+        let (answered, answer) = client.ask(&form).await;
+        assert_eq!((answered, &answer["error"]), (status, &json!(error)), "{answer}");
+        assert_eq!(answer["error_codes"], json!([code]), "{answer}");
+        assert!(answer.get("claims").is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_demanded_context_is_asked_of_the_user_in_claims() {
+    let entra = start().await;
+    let client = Client::new(&entra);
+    entra.demand_context(Some("c1"));
+    let (status, answer) = client.ask(&on_behalf_of(&users_token(&entra, &json!({})), &[])).await;
+    assert_eq!((status, &answer["error"]), (400, &json!("interaction_required")), "{answer}");
+    let claims: Value = serde_json::from_str(answer["claims"].as_str().unwrap()).unwrap();
+    assert_eq!(claims["access_token"]["acrs"], json!({ "essential": true, "value": "c1" }));
+    let met = users_token(&entra, &json!({ "acrs": ["c1"] }));
+    assert_eq!(client.ask(&on_behalf_of(&met, &[])).await.0, 200);
+}

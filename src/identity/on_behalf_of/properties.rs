@@ -42,7 +42,7 @@ fn replies() -> impl Strategy<Value = Vec<Reply>> {
         2 => (0u64..3_000, prop_oneof![Just(400u16), Just(401), Just(503)]).prop_map(|(after, status)| Reply::Refuse { after, status }),
         1 => Just(Reply::Panic),
     ];
-    vec(reply, 1..40)
+    vec(reply, 1..20)
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -51,7 +51,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (0usize..USERS).prop_map(|user| Event::Reject { user }),
         3 => (0u64..20_000).prop_map(|milliseconds| Event::Time { milliseconds }),
     ];
-    vec(event, 1..60)
+    vec(event, 1..30)
 }
 
 /// Two tenants with two users of the same object ids, each of them with two tokens.
