@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use mcp_server::demo::entra::{EXPIRED_CLIENT_SECRET, SCOPE};
+use mcp_server::demo::entra::{EXPIRED_CLIENT_SECRET, RESOURCE_APP_ID, SCOPE};
 use mcp_server::demo::{DemoOptions, Fault, StandIns};
 use serde_json::json;
 
@@ -23,6 +23,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(&ca, stand_ins.entra.ca_pem())?;
     stand_ins.workload_identity_settings(&assertion)?;
     let options = stand_ins.entra.options();
+    // Tokens of people and of an app for the application itself, to be exchanged on behalf of them.
+    let token = |changes: serde_json::Value| {
+        let mut claims = json!({
+            "aud": options.client_id, "oid": "11111111-aaaa-4bbb-8ccc-dddddddddddd", "sub": "a-user-of-interop", "roles": null,
+            "azp": "22222222-aaaa-4bbb-8ccc-dddddddddddd", "scp": "users.read", "name": "A user",
+        });
+        if let (Some(claims), Some(changes)) = (claims.as_object_mut(), changes.as_object()) {
+            claims.extend(changes.clone());
+        }
+        stand_ins.entra.access_token(&claims)
+    };
     let line = json!({
         "authority": stand_ins.entra.authority().as_str(),
         "ca_file": ca,
@@ -32,6 +43,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         "expired_client_secret": EXPIRED_CLIENT_SECRET,
         "federated_token_file": assertion,
         "scope": SCOPE,
+        "user_id": "11111111-aaaa-4bbb-8ccc-dddddddddddd",
+        "user_token": token(json!({})),
+        "user_token_for_another_app": token(json!({ "aud": RESOURCE_APP_ID })),
+        "app_token": token(json!({ "scp": null, "roles": ["users.read"] })),
         "backend_url": stand_ins.backend.base_url().as_str(),
     });
     writeln!(std::io::stdout(), "{line}")?;

@@ -2,17 +2,25 @@
 //
 //     identity_javascript.mjs < asks.json      {"authority": …, "scope": …, "asks": [{"name", "tenant", "client", "secret" or "token_file"}]}
 //
-// The package is looked up from the folder it is run in.
+// An ask with a `user_assertion` is made on behalf of the user whose token that is. The package is looked up from the folder it is run in.
 
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 
 const require = createRequire(join(process.cwd(), 'package.json'));
-const { ClientSecretCredential, WorkloadIdentityCredential } = require('@azure/identity');
+const { ClientSecretCredential, OnBehalfOfCredential, WorkloadIdentityCredential } = require('@azure/identity');
 
 function credential(authority, ask) {
   const options = { authorityHost: authority, disableInstanceDiscovery: true };
+  if (ask.user_assertion !== undefined) {
+    const proof = ask.secret !== undefined
+      ? { clientSecret: ask.secret }
+      : { getAssertion: async () => readFileSync(ask.token_file, 'utf8').trim() };
+    return new OnBehalfOfCredential({
+      tenantId: ask.tenant, clientId: ask.client, userAssertionToken: ask.user_assertion, ...proof, ...options,
+    });
+  }
   if (ask.secret !== undefined) return new ClientSecretCredential(ask.tenant, ask.client, ask.secret, options);
   return new WorkloadIdentityCredential({
     tenantId: ask.tenant, clientId: ask.client, tokenFilePath: ask.token_file, ...options,

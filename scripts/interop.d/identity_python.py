@@ -1,17 +1,26 @@
 """PyPI `azure-identity` asks the stand-in Entra for tokens and prints what it got. Judges nothing: `scripts/interop` does.
 
     identity_python.py < asks.json      {"authority": …, "scope": …, "asks": [{"name", "tenant", "client", "secret" or "token_file"}]}
+
+An ask with a `user_assertion` is made on behalf of the user whose token that is.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from azure.core.exceptions import ClientAuthenticationError
-from azure.identity import ClientSecretCredential, WorkloadIdentityCredential
+from azure.identity import ClientSecretCredential, OnBehalfOfCredential, WorkloadIdentityCredential
 
 
 def credential(authority, ask):
     options = {"authority": authority, "disable_instance_discovery": True}
+    if "user_assertion" in ask:
+        if "secret" in ask:
+            proof = {"client_secret": ask["secret"]}
+        else:
+            proof = {"client_assertion_func": lambda: Path(ask["token_file"]).read_text().strip()}
+        return OnBehalfOfCredential(ask["tenant"], ask["client"], user_assertion=ask["user_assertion"], **proof, **options)
     if "secret" in ask:
         return ClientSecretCredential(ask["tenant"], ask["client"], ask["secret"], **options)
     return WorkloadIdentityCredential(
