@@ -25,6 +25,7 @@ mod lifecycle;
 mod logs;
 mod matrix;
 mod metrics;
+mod on_behalf_of;
 mod overload;
 mod protocol;
 mod settings;
