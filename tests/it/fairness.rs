@@ -1,5 +1,7 @@
 //! One noisy caller does not slow another: the rate limit of each caller, and who counts as one.
 
+use mcp_server::demo::entra::{AGENT_CLIENT_ID, DemoCaller};
+use mcp_server::settings::RateLimitSettings;
 use serde_json::{Value, json};
 
 use crate::support::{Era, TestApp};
@@ -107,4 +109,35 @@ async fn probes_and_preflights_have_no_limit_and_by_default_addresses_have_none_
     for _ in 0..300 {
         assert_eq!(open.send(Era::Legacy, "tools/list", json!({})).await.status(), 200);
     }
+}
+
+#[tokio::test]
+async fn an_identity_is_one_caller_whatever_token_or_address_it_comes_with() {
+    let app = TestApp::guarded_with(
+        |_| {},
+        |settings| {
+            settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.web.rate_limit = RateLimitSettings { per_caller: 1, per_address: 0, burst: 4 };
+        },
+    )
+    .await;
+    let status = async |token: &str, address: &str| {
+        call(&app, address).bearer_auth(token).send().await.unwrap().status().as_u16()
+    };
+    // Refused for who they are, callers cost nobody's bucket anything.
+    for _ in 0..20 {
+        assert_eq!(status("garbage", "203.0.113.1").await, 401);
+    }
+    for number in 0..4 {
+        let token = app.token_with(DemoCaller::Reader, json!({ "uti": number }));
+        assert_eq!(status(&token, &format!("203.0.113.{number}")).await, 200);
+    }
+    let another_client = app.token_with(DemoCaller::Reader, json!({ "azp": AGENT_CLIENT_ID }));
+    assert_eq!(status(&another_client, "203.0.113.77").await, 429);
+    assert_eq!(
+        status(&app.token(DemoCaller::Writer), "203.0.113.1").await,
+        200,
+        "another person has a bucket of their own"
+    );
+    assert_eq!(app.backend_requests().len(), 5);
 }

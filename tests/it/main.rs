@@ -13,12 +13,14 @@ mod support;
 
 mod architecture;
 mod authorization;
+mod browsers;
 mod cancellation;
 mod check;
 mod cli;
 mod connections;
 mod errors;
 mod fairness;
+mod forwarding;
 mod hostile;
 mod identity;
 mod lifecycle;
