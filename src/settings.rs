@@ -83,6 +83,9 @@ impl Settings {
         let web = web(&mut reader, host, allowed_hosts);
         let tenant = identity.as_ref().map(|identity| identity.tenant_id.as_str());
         let inbound = inbound::inbound(&mut reader, tenant, host, web.allowed_hosts.as_deref());
+        if let (Some(identity), Some(backend), Some(inbound)) = (&identity, &backend, &inbound) {
+            inbound::exchangeable(&mut reader, backend.auth, inbound, &identity.client_id);
+        }
         let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
 
@@ -267,7 +270,7 @@ pub struct WebSettings {
     pub allowed_origins: Vec<String>,
     /// `TRUSTED_PROXIES`: whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// `RATE_LIMIT_PER_CALLER`, `RATE_LIMIT_PER_ADDRESS` and `RATE_LIMIT_BURST`.
+    /// `RATE_LIMIT_PER_CALLER`, `RATE_LIMIT_PER_ADDRESS`, `RATE_LIMIT_BURST` and `MAX_IN_FLIGHT_PER_CALLER`.
     pub rate_limit: RateLimitSettings,
     /// `MAX_REQUEST_BYTES`.
     pub max_request_bytes: usize,
@@ -299,11 +302,13 @@ pub struct RateLimitSettings {
     pub per_address: u32,
     /// Requests that may come at once.
     pub burst: u32,
+    /// `MAX_IN_FLIGHT_PER_CALLER`: requests at the same time of one caller with an identity; 0 means no limit.
+    pub in_flight: u32,
 }
 
 impl Default for RateLimitSettings {
     fn default() -> RateLimitSettings {
-        RateLimitSettings { per_caller: 100, per_address: 0, burst: 200 }
+        RateLimitSettings { per_caller: 100, per_address: 0, burst: 200, in_flight: 256 }
     }
 }
 
@@ -516,6 +521,7 @@ fn rate_limit(reader: &mut Reader<'_, impl Vars>) -> RateLimitSettings {
         per_caller: reader.optional("RATE_LIMIT_PER_CALLER", parse::per_second, defaults.per_caller),
         per_address: reader.optional("RATE_LIMIT_PER_ADDRESS", parse::per_second, defaults.per_address),
         burst: reader.optional("RATE_LIMIT_BURST", parse::burst, defaults.burst),
+        in_flight: reader.optional("MAX_IN_FLIGHT_PER_CALLER", parse::in_flight, defaults.in_flight),
     }
 }
 

@@ -303,10 +303,13 @@ async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut 
     }
     // Known by now, and before the body is read. Routes without callers, as those for health, have no such limit.
     let caller = request.extensions().get::<Caller>();
-    if let Some(Err(wait)) = caller.map(|caller| endpoint.rate_limit.admit(caller)) {
-        endpoint.metrics.shed(Shed::Caller);
-        return problem::too_many_requests(wait);
-    }
+    let _seat = match caller.map(|caller| endpoint.rate_limit.admit(caller)).transpose() {
+        Ok(seat) => seat.flatten(),
+        Err(wait) => {
+            endpoint.metrics.shed(Shed::Caller);
+            return problem::too_many_requests(wait);
+        }
+    };
     let Ok(_room) = endpoint.room.try_acquire() else {
         endpoint.metrics.shed(Shed::Server);
         return problem::overloaded("The server has as many requests as it takes at the same time.");

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::reader::Reader;
 use super::vars::Vars;
-use super::{is_loopback, parse};
+use super::{BackendAuth, is_loopback, parse};
 
 /// The names of the tools, as `ENABLED_TOOLS` may list them; a test holds them to be the server's.
 pub(crate) const TOOLS: [&str; 5] = ["create_ticket", "get_user_profile", "list_tickets", "list_users", "query_data"];
@@ -241,6 +241,25 @@ pub(super) fn of_demo(
         scopes: PermissionNames::default(),
         roles: PermissionNames::default(),
     })))
+}
+
+/// Entra lets a token be exchanged by the one app that it is for.
+pub(super) fn exchangeable(
+    reader: &mut Reader<'_, impl Vars>,
+    auth: BackendAuth,
+    inbound: &InboundAuth,
+    client_id: &str,
+) {
+    let (BackendAuth::OnBehalfOf { .. }, InboundAuth::Entra(inbound)) = (auth, inbound) else { return };
+    let is_audience = inbound.client_ids.iter().any(|id| id == client_id);
+    // An App ID URI may be that of the same app.
+    if !is_audience && inbound.app_id_uris.is_empty() {
+        reader.mistake(
+            "BACKEND_AUTH",
+            "`on-behalf-of` exchanges tokens as the app in AZURE_CLIENT_ID, and INBOUND_AUDIENCE names another: Entra lets a token be \
+             exchanged only by the app that it is for; expected the same client id in both",
+        );
+    }
 }
 
 /// Reads `ENABLED_TOOLS` and `READ_ONLY`.

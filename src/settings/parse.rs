@@ -120,6 +120,11 @@ pub(super) fn burst(value: &str) -> Result<u32, String> {
     whole_number(value, 1..=65_536)
 }
 
+/// Requests of one caller at the same time.
+pub(super) fn in_flight(value: &str) -> Result<u32, String> {
+    whole_number(value, 0..=65_536)
+}
+
 pub(super) fn host(value: &str) -> Result<IpAddr, String> {
     if value.eq_ignore_ascii_case("localhost") {
         return Ok(Ipv4Addr::LOCALHOST.into());

@@ -95,6 +95,7 @@ fn every_good_value_is_understood() {
         ("RATE_LIMIT_PER_CALLER", "0", |s| s.web.rate_limit.per_caller.to_string(), "0"),
         ("RATE_LIMIT_PER_ADDRESS", "10000", |s| s.web.rate_limit.per_address.to_string(), "10000"),
         ("RATE_LIMIT_BURST", "1", |s| s.web.rate_limit.burst.to_string(), "1"),
+        ("MAX_IN_FLIGHT_PER_CALLER", "0", |s| s.web.rate_limit.in_flight.to_string(), "0"),
         ("BACKEND_AUTH", "Server", |s| format!("{:?}", s.backend.auth), "Server"),
         ("MAX_IN_FLIGHT", "7", |s| s.web.max_in_flight.to_string(), "7"),
         ("MAX_IN_FLIGHT_PER_TOOL", "7", |s| s.web.max_in_flight_per_tool.to_string(), "7"),
@@ -276,6 +277,7 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
         ("RATE_LIMIT_PER_CALLER", &["-1", "10001", "0.5"], "is not a whole number from 0 to 10000"),
         ("RATE_LIMIT_PER_ADDRESS", &["-1", "10001"], "is not a whole number from 0 to 10000"),
         ("RATE_LIMIT_BURST", &["0", "65537"], "is not a whole number from 1 to 65536"),
+        ("MAX_IN_FLIGHT_PER_CALLER", &["-1", "65537"], "is not a whole number from 0 to 65536"),
         ("BACKEND_AUTH", &["user", "obo"], "expected `server` or `on-behalf-of`"),
         ("BACKEND_AUTH", &["on-behalf-of"], "without INBOUND_AUTH=entra there is none"),
         ("OBO_APP_FALLBACK", &["true"], "has no meaning unless BACKEND_AUTH is `on-behalf-of`"),
@@ -364,6 +366,31 @@ fn what_needs_to_know_the_caller_works_where_callers_have_to_say_who_they_are() 
         let backend = backend(&mut reader, Url::parse("http://127.0.0.1").ok()).unwrap();
         assert_eq!((backend.auth, backend.forward_caller), (auth, forward), "{extra:?}");
         assert!(reader.finish(Some(())).is_ok());
+    }
+}
+
+#[test]
+fn tokens_are_exchanged_by_the_app_that_they_are_for() {
+    let other = "00000000-7777-8888-9999-000000000000";
+    let both = format!("{other},{CLIENT}");
+    let uri = format!("{other},https://mcp.example.com/mcp");
+    for (audience, auth, good) in [
+        (CLIENT, "on-behalf-of", true),
+        (&both, "on-behalf-of", true),
+        (&uri, "on-behalf-of", true),
+        (other, "on-behalf-of", false),
+        (other, "server", true),
+    ] {
+        let mistakes = mistakes(&[
+            ("INBOUND_AUTH", "entra"),
+            ("INBOUND_AUDIENCE", audience),
+            ("PUBLIC_URL", "https://mcp.example.com/mcp"),
+            ("BACKEND_AUTH", auth),
+        ]);
+        assert_eq!(mistakes.is_empty(), good, "{audience}: {mistakes:?}");
+        assert!(
+            mistakes.iter().all(|mistake| mistake.contains("AZURE_CLIENT_ID") && mistake.contains("INBOUND_AUDIENCE"))
+        );
     }
 }
 

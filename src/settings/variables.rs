@@ -180,6 +180,11 @@ pub const VARIABLES: &[Variable] = &[
         "512",
         "Calls of one tool at the same time, from 1 to 65536; more are refused at once, so that one tool cannot take all.",
     ),
+    optional(
+        "MAX_IN_FLIGHT_PER_CALLER",
+        "256",
+        "MCP requests of one caller with an identity at the same time, from 0 (no limit) to 65536; more get 429, so that one caller cannot take all.",
+    ),
     optional("REQUEST_HEADER_TIMEOUT", "10", "Seconds that a client may take to send the head of a request."),
     optional("KEEP_ALIVE_TIMEOUT", "75", "Seconds that a connection may stay idle between requests."),
     optional(

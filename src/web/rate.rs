@@ -1,13 +1,14 @@
 //! How much one caller may ask, so that one noisy caller does not slow another: a token bucket for each identity, or for each
-//! client address of callers who have none.
+//! client address of callers who have none; and for each identity a share of the requests at the same time, because a few slow ones
+//! can take as much room as many quick ones.
 //!
-//! The buckets are bounded in number and nobody waits for a lock while there is one: each is a single atomic number, the time at
-//! which it will be full again. What is over the limit is refused at once, never queued.
+//! The buckets are bounded in number, and each is two atomic numbers: the time at which it will be full again, and the requests
+//! that are being answered. What is over a limit is refused at once, never queued.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -28,18 +29,31 @@ pub(super) struct RateLimit {
 
 impl RateLimit {
     pub(super) fn new(settings: &RateLimitSettings) -> Self {
-        let buckets = |per_second: u32| (per_second > 0).then(|| Buckets::new(per_second, settings.burst));
-        Self { callers: buckets(settings.per_caller), addresses: buckets(settings.per_address) }
+        let buckets = |per_second: u32, at_once: u32| {
+            (per_second > 0 || at_once > 0).then(|| Buckets::new(per_second, settings.burst, at_once))
+        };
+        Self { callers: buckets(settings.per_caller, settings.in_flight), addresses: buckets(settings.per_address, 0) }
     }
 
-    /// Takes one request out of the caller's bucket, or tells how long it takes until there is one in it.
-    pub(super) fn admit(&self, caller: &Caller) -> Result<(), Duration> {
+    /// Takes one request out of the caller's bucket, or tells how long it takes until there is one in it. The seat is to be kept until
+    /// the request has been answered.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<Option<Seat>, Duration> {
+        let buckets = if caller.identity().is_some() { &self.callers } else { &self.addresses };
+        let Some(buckets) = buckets else { return Ok(None) };
         match caller.identity() {
-            Some(identity) => {
-                self.callers.as_ref().map_or(Ok(()), |buckets| buckets.take((identity.tenant(), identity.object())))
-            }
-            None => self.addresses.as_ref().map_or(Ok(()), |buckets| buckets.take(household(caller.address()))),
+            Some(identity) => buckets.take((identity.tenant(), identity.object())).map(Some),
+            None => buckets.take(household(caller.address())).map(Some),
         }
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(super) struct Seat(Arc<Bucket>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -51,43 +65,63 @@ fn household(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Buckets of one size. A bucket holds the nanosecond, counted from `since`, at which it will be full again.
+/// Buckets of one size.
 struct Buckets {
+    /// Nanoseconds in which one request comes in; 0 fills a bucket at once.
     per_request: u64,
     size: u64,
+    /// Requests at the same time; 0 means no limit.
+    at_once: u32,
     since: Instant,
     secret: RandomState,
-    full_at: Cache<u64, Arc<AtomicU64>>,
+    of: Cache<u64, Arc<Bucket>>,
+}
+
+/// What one caller has left.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// The nanosecond, counted from `Buckets::since`, at which it will be full again.
+    full_at: AtomicU64,
+    in_flight: AtomicU32,
 }
 
 impl Buckets {
-    fn new(per_second: u32, burst: u32) -> Self {
-        let per_request = 1_000_000_000 / u64::from(per_second.max(1));
+    fn new(per_second: u32, burst: u32, at_once: u32) -> Self {
+        let per_request = 1_000_000_000u64.checked_div(per_second.into()).unwrap_or(0);
         Self {
             per_request,
             size: per_request * u64::from(burst.max(1)),
+            at_once,
             since: Instant::now(),
             secret: RandomState::new(),
-            full_at: Cache::new(REMEMBERED),
+            of: Cache::new(REMEMBERED),
         }
     }
 
-    fn take(&self, who: impl std::hash::Hash) -> Result<(), Duration> {
-        let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    fn take(&self, who: impl std::hash::Hash) -> Result<Seat, Duration> {
         // Two callers whose keyed hashes are the same would share a bucket: nobody can bring that about.
-        let Ok(bucket) = self
-            .full_at
-            .get_or_insert_with(&self.secret.hash_one(who), || Ok::<_, std::convert::Infallible>(Arc::default()));
-        let mut full_at = bucket.load(Relaxed);
+        let key = self.secret.hash_one(who);
+        let Ok(bucket) = self.of.get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(Arc::default()));
+        let in_flight = bucket.in_flight.fetch_add(1, Relaxed);
+        let seat = Seat(bucket);
+        if self.at_once > 0 && in_flight >= self.at_once {
+            return Err(Duration::from_secs(1));
+        }
+        self.fill(&seat.0.full_at).map(|()| seat)
+    }
+
+    fn fill(&self, full_at: &AtomicU64) -> Result<(), Duration> {
+        let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut seen = full_at.load(Relaxed);
         loop {
-            let next = full_at.max(now).saturating_add(self.per_request);
+            let next = seen.max(now).saturating_add(self.per_request);
             let missing = next.saturating_sub(now);
             if missing > self.size {
                 return Err(Duration::from_nanos(missing - self.size));
             }
-            match bucket.compare_exchange_weak(full_at, next, Relaxed, Relaxed) {
+            match full_at.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
                 Ok(_) => return Ok(()),
-                Err(current) => full_at = current,
+                Err(current) => seen = current,
             }
         }
     }
@@ -102,7 +136,7 @@ mod tests {
     }
 
     fn limit(per_address: u32, burst: u32) -> RateLimit {
-        RateLimit::new(&RateLimitSettings { per_caller: 0, per_address, burst })
+        RateLimit::new(&RateLimitSettings { per_caller: 0, per_address, burst, in_flight: 0 })
     }
 
     #[tokio::test(start_paused = true)]
@@ -110,13 +144,13 @@ mod tests {
         let limit = limit(10, 5);
         let caller = from("192.0.2.1");
         for _ in 0..5 {
-            assert_eq!(limit.admit(&caller), Ok(()));
+            assert!(limit.admit(&caller).is_ok());
         }
-        assert_eq!(limit.admit(&caller), Err(Duration::from_millis(100)));
+        assert_eq!(limit.admit(&caller).unwrap_err(), Duration::from_millis(100));
         tokio::time::advance(Duration::from_millis(60)).await;
-        assert_eq!(limit.admit(&caller), Err(Duration::from_millis(40)), "a refusal costs nothing");
+        assert_eq!(limit.admit(&caller).unwrap_err(), Duration::from_millis(40), "a refusal costs nothing");
         tokio::time::advance(Duration::from_millis(40)).await;
-        assert_eq!(limit.admit(&caller), Ok(()));
+        assert!(limit.admit(&caller).is_ok());
         assert!(limit.admit(&caller).is_err());
         tokio::time::advance(Duration::from_secs(3_600)).await;
         let admitted = (0..100).filter(|_| limit.admit(&caller).is_ok()).count();
@@ -143,24 +177,24 @@ mod tests {
     async fn a_hundred_thousand_callers_are_not_all_remembered_and_the_noisy_one_is_not_forgotten() {
         let limit = limit(1, 1);
         let noisy = from("192.0.2.1");
-        assert_eq!(limit.admit(&noisy), Ok(()));
+        assert!(limit.admit(&noisy).is_ok());
         for number in 0..100_000u32 {
             let other = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-            assert_eq!(limit.admit(&Caller::unauthenticated(other)), Ok(()), "{other}");
+            assert!(limit.admit(&Caller::unauthenticated(other)).is_ok(), "{other}");
             if number % 100 == 0 {
                 assert!(limit.admit(&noisy).is_err(), "forgotten after {number} others");
             }
         }
-        let remembered = limit.addresses.as_ref().unwrap().full_at.len();
+        let remembered = limit.addresses.as_ref().unwrap().of.len();
         assert!(remembered <= REMEMBERED, "{remembered}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_network_of_ipv6_is_one_caller_and_zero_means_no_limit() {
         let limited = limit(1, 1);
-        assert_eq!(limited.admit(&from("2001:db8:1:1::1")), Ok(()));
+        assert!(limited.admit(&from("2001:db8:1:1::1")).is_ok());
         assert!(limited.admit(&from("2001:db8:1:1:ffff::2")).is_err());
-        assert_eq!(limited.admit(&from("2001:db8:1:2::1")), Ok(()));
+        assert!(limited.admit(&from("2001:db8:1:2::1")).is_ok());
         let unlimited = limit(0, 1);
         assert!((0..1_000).all(|_| unlimited.admit(&from("192.0.2.1")).is_ok()));
     }
@@ -176,5 +210,21 @@ mod tests {
             .collect();
         let admitted: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         assert!((500..=501).contains(&admitted), "{admitted}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_keeps_all_their_seats_gets_no_other_until_one_is_free_and_a_refusal_takes_none() {
+        for per_second in [0, 1_000] {
+            let buckets = Buckets::new(per_second, 1_000, 3);
+            let mut seats: Vec<_> = (0..3).map(|_| buckets.take("a").unwrap()).collect();
+            for _ in 0..10 {
+                assert_eq!(buckets.take("a").unwrap_err(), Duration::from_secs(1));
+            }
+            assert!(buckets.take("b").is_ok(), "another has seats of their own");
+            seats.pop();
+            assert!(buckets.take("a").is_ok());
+            drop(seats);
+            assert_eq!(buckets.of.get(&buckets.secret.hash_one("a")).unwrap().in_flight.load(Relaxed), 0);
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! One noisy caller does not slow another: the rate limit of each caller, and who counts as one.
 
 use mcp_server::demo::entra::{AGENT_CLIENT_ID, DemoCaller};
+use mcp_server::demo::fault::FaultRule;
 use mcp_server::settings::RateLimitSettings;
 use serde_json::{Value, json};
 
-use crate::support::{Era, TestApp};
+use crate::support::{Era, TestApp, until};
 
 /// Behind a proxy on loopback that tells the clients' addresses, with so many requests a second and at once for each.
 async fn limited(per_address: u32, burst: u32) -> TestApp {
@@ -117,7 +118,7 @@ async fn an_identity_is_one_caller_whatever_token_or_address_it_comes_with() {
         |_| {},
         |settings| {
             settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
-            settings.web.rate_limit = RateLimitSettings { per_caller: 1, per_address: 0, burst: 4 };
+            settings.web.rate_limit = RateLimitSettings { per_caller: 1, per_address: 0, burst: 4, in_flight: 0 };
         },
     )
     .await;
@@ -140,4 +141,33 @@ async fn an_identity_is_one_caller_whatever_token_or_address_it_comes_with() {
         "another person has a bucket of their own"
     );
     assert_eq!(app.backend_requests().len(), 5);
+}
+
+#[tokio::test]
+async fn one_caller_with_slow_calls_leaves_room_for_the_others() {
+    let app = TestApp::guarded_with(
+        |_| {},
+        |settings| {
+            settings.web.rate_limit.in_flight = 5;
+            settings.web.max_in_flight = 10;
+        },
+    )
+    .await;
+    app.stand_ins.backend.set_fault([FaultRule::hang().on("GET /users/42")]);
+    let (noisy, quiet) = (app.token(DemoCaller::Reader), app.token(DemoCaller::Writer));
+    let status = |answer: reqwest::Result<reqwest::Response>| answer.unwrap().status().as_u16();
+    let mut slow: Vec<_> = (0..5).map(|_| tokio::spawn(call(&app, "").bearer_auth(&noisy).send())).collect();
+    until(async || app.backend_requests().len() == 5).await;
+    for _ in 0..20 {
+        let refused = call(&app, "").bearer_auth(&noisy).send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+        let arguments = json!({ "name": "get_user_profile", "arguments": { "user_id": "7" } });
+        let other = app.request(Era::Modern, "tools/call", arguments).bearer_auth(&quiet).send().await;
+        assert_eq!(status(other), 200);
+    }
+    // A client that leaves gives its seat back.
+    slow.pop().unwrap().abort();
+    app.stand_ins.backend.set_fault([]);
+    until(async || status(call(&app, "").bearer_auth(&noisy).send().await) == 200).await;
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
 }
