@@ -23,7 +23,7 @@ pub use crate::settings::Permission;
 use crate::settings::PermissionNames;
 pub use step_up::StepUp;
 pub(crate) use verifier::v2_issuer;
-pub use verifier::{Verifier, VerifierError};
+pub use verifier::{Verifier, VerifierError, inspect};
 
 /// The caller of one request. Placed in the request's extensions by the HTTP layer; private, so that it cannot be forged.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@
 //! secrets never get into a step; of tokens only claims do.
 
 mod backend;
+mod callers;
 mod entra;
 mod hosts;
 mod report;
@@ -32,6 +33,7 @@ const SCOPE: &str = "scope";
 const BACKEND: &str = "backend";
 const HEALTH: &str = "health";
 const HOSTS: &str = "hosts";
+const CALLERS: &str = "callers";
 
 /// How the check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +123,7 @@ pub async fn run(vars: &impl Vars, json: bool, out: &mut impl Write) -> io::Resu
         }
         Err(error) => {
             report.add(mistakes(&error))?;
-            for name in [CREDENTIAL, TOKEN_FILE, DNS, TCP, TLS, CLOCK, TOKEN, SCOPE, BACKEND, HEALTH, HOSTS] {
+            for name in [CREDENTIAL, TOKEN_FILE, DNS, TCP, TLS, CLOCK, TOKEN, SCOPE, BACKEND, HEALTH, HOSTS, CALLERS] {
                 report.add(Step::needs(name, SETTINGS))?;
             }
             true
@@ -152,7 +154,8 @@ async fn walk(settings: &Settings, in_kubernetes: bool, report: &mut Report<'_, 
             }
         }
     }
-    report.add(hosts::step(&settings.web, in_kubernetes, way.namespace.as_deref()))
+    report.add(hosts::step(&settings.web, in_kubernetes, way.namespace.as_deref()))?;
+    report.add(callers::step(settings).await)
 }
 
 fn mistakes(error: &SettingsError) -> Step {
@@ -207,7 +210,7 @@ mod tests {
         assert_eq!(verdict, Verdict::BadSettings);
         let answer: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let steps = answer["steps"].as_array().unwrap();
-        assert_eq!((steps.len(), &steps[0]["outcome"], &steps[0]["found"]), (12, &"fail".into(), &"4 mistakes".into()));
+        assert_eq!((steps.len(), &steps[0]["outcome"], &steps[0]["found"]), (13, &"fail".into(), &"4 mistakes".into()));
         assert!(steps[1..].iter().all(|step| step["outcome"] == "skipped"), "{answer:#}");
     }
 }

@@ -60,26 +60,42 @@ impl KeyEndpoint {
             .build()?;
         Ok(Self { client, authority: authority.clone() })
     }
+
+    async fn get(&self, path: String) -> Result<Vec<u8>, String> {
+        let mut url = self.authority.clone();
+        url.set_path(&path);
+        let mut response = self.client.get(url).send().await.map_err(root_cause)?;
+        if !response.status().is_success() {
+            return Err(format!("HTTP {}", response.status().as_u16()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(format!("the answer is larger than {MAX_BODY} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// How many keys a tenant publishes that can be used, once it has said that its tokens have this issuer.
+    pub(super) async fn inspect(&self, tenant: &str, issuer: &str) -> Result<usize, String> {
+        let document = self.get(format!("{tenant}/v2.0/.well-known/openid-configuration")).await?;
+        let document: Value = serde_json::from_slice(&document).map_err(|_| "the answer is not JSON")?;
+        match document.get("issuer").and_then(Value::as_str) {
+            Some(named) if named == issuer => {}
+            Some(named) if named.len() <= 200 && named.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'`') => {
+                return Err(format!("its tokens have the issuer `{named}`, and `{issuer}` is expected"));
+            }
+            _ => return Err("the authority does not say which issuer its tokens have".to_owned()),
+        }
+        Ok(parse(&self.fetch(tenant).await?, tenant, issuer)?.len())
+    }
 }
 
 impl KeySource for KeyEndpoint {
     fn fetch<'a>(&'a self, tenant: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
-        Box::pin(async move {
-            let mut url = self.authority.clone();
-            url.set_path(&format!("{tenant}/discovery/v2.0/keys"));
-            let mut response = self.client.get(url).send().await.map_err(root_cause)?;
-            if !response.status().is_success() {
-                return Err(format!("HTTP {}", response.status().as_u16()));
-            }
-            let mut body = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
-                if body.len() + chunk.len() > MAX_BODY {
-                    return Err(format!("the answer is larger than {MAX_BODY} bytes"));
-                }
-                body.extend_from_slice(&chunk);
-            }
-            Ok(body)
-        })
+        Box::pin(self.get(format!("{tenant}/discovery/v2.0/keys")))
     }
 }
 

@@ -95,14 +95,7 @@ impl Verifier {
         extra_ca_pem: Option<&str>,
         keep_assertion: bool,
     ) -> Result<Self, VerifierError> {
-        let extra_ca = match extra_ca_pem {
-            Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or(VerifierError::ExtraCa)?,
-            None => Vec::new(),
-        };
-        let source = Arc::new(KeyEndpoint::new(authority, extra_ca)?);
+        let source = Arc::new(key_endpoint(authority, extra_ca_pem)?);
         Ok(Self::with_source(settings, authority, source, keep_assertion))
     }
 
@@ -222,6 +215,36 @@ impl Issuer {
         validation.set_audience(audiences);
         Self { name, version, validation }
     }
+}
+
+/// How many keys each tenant publishes that callers' tokens can be checked with, or why there are none. Asks once, for whoever
+/// wants to see it.
+///
+/// # Errors
+///
+/// When TLS cannot be set up on this machine.
+pub async fn inspect(
+    settings: &EntraInbound,
+    authority: &Url,
+    extra_ca_pem: Option<&str>,
+) -> Result<Vec<(String, Result<usize, String>)>, VerifierError> {
+    let endpoint = key_endpoint(authority, extra_ca_pem)?;
+    let ask = async |tenant: &String| {
+        let keys = endpoint.inspect(tenant, &v2_issuer(authority, tenant)).await;
+        (tenant.clone(), keys)
+    };
+    Ok(futures_util::future::join_all(settings.tenants.iter().map(ask)).await)
+}
+
+fn key_endpoint(authority: &Url, extra_ca_pem: Option<&str>) -> Result<KeyEndpoint, VerifierError> {
+    let extra_ca = match extra_ca_pem {
+        Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())
+            .ok()
+            .filter(|certificates| !certificates.is_empty())
+            .ok_or(VerifierError::ExtraCa)?,
+        None => Vec::new(),
+    };
+    Ok(KeyEndpoint::new(authority, extra_ca)?)
 }
 
 /// What version 2 tokens of a tenant have as `iss`.

@@ -9,7 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "payload", "problem", "settings", "telemetry"]),
     ("tools", &["auth", "backend", "payload", "problem", "telemetry"]),
-    ("check", &["backend", "identity", "settings", "telemetry"]),
+    ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings"]),
     ("backend", &["identity", "settings", "telemetry"]),
     ("identity", &["settings"]),
@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("main", "web", &["healthcheck"]),
     ("check", "telemetry", &["metrics::Metrics"]),
+    ("check", "auth", &["inspect"]),
     ("auth", "problem", &["Problem"]),
     ("tools", "auth", &["Caller", "Permission", "StepUp"]),
     ("telemetry", "problem", &["ErrorCode"]),

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mcp_server::demo::entra::{
-    CLIENT_ID, CLIENT_SECRET, EXPIRED_CLIENT_SECRET, EntraOptions, RESOURCE_APP_ID, ROLE, SCOPE, TENANT_ID,
+    API_APP_ID, CLIENT_ID, CLIENT_SECRET, EXPIRED_CLIENT_SECRET, EntraOptions, RESOURCE_APP_ID, ROLE, SCOPE, TENANT_ID,
 };
 use mcp_server::demo::fault::FaultRule;
 use mcp_server::demo::{DemoOptions, StandIns};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const TOKEN_REQUESTS: &str = "POST /";
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 13] = [
     "settings",
     "credential",
     "token_file",
@@ -28,6 +28,7 @@ const STEPS: [&str; 12] = [
     "backend",
     "health",
     "hosts",
+    "callers",
 ];
 
 /// What is skipped when this step fails.
@@ -74,6 +75,7 @@ impl Machine {
             .set("SSL_CERT_FILE", authorities.to_str().unwrap())
             .set("AZURE_AUTHORITY_HOST", authority.as_str())
             .set("AZURE_TENANT_ID", TENANT_ID)
+            .set("HOST", "127.0.0.1")
             .set("AZURE_CLIENT_ID", CLIENT_ID)
             .set("AZURE_CLIENT_SECRET", CLIENT_SECRET)
             .set("AZURE_SCOPES", SCOPE)
@@ -240,6 +242,38 @@ async fn what_deserves_a_word_is_a_warning_and_no_failure() {
     let answer = machine.check().await;
     answer.is_well(&["token_file"], &[]);
     assert!(answer.step("hosts")["found"].as_str().unwrap().contains("`mcp.example.com`"));
+}
+
+#[tokio::test]
+async fn the_keys_of_callers_are_fetched_and_their_issuer_is_compared() {
+    let open = Machine::with_secret().await.check().await;
+    assert!(open.step("callers")["found"].as_str().unwrap().contains("INBOUND_AUTH is `none`"));
+
+    let machine = Machine::with_secret()
+        .await
+        .set("INBOUND_AUTH", "entra")
+        .set("INBOUND_AUDIENCE", API_APP_ID)
+        .set("PUBLIC_URL", "https://localhost/mcp");
+    let answer = machine.check().await;
+    answer.is_well(&[], &["token_file"]);
+    let found = answer.step("callers")["found"].as_str().unwrap();
+    assert!(found.contains(API_APP_ID) && found.contains(&format!("tenant `{TENANT_ID}` publishes 1 key")), "{found}");
+
+    let other = "00000000-1111-4222-8333-444444444444";
+    let machine = machine.set("INBOUND_TENANTS", &format!("{TENANT_ID},{other}"));
+    machine.check().await.blames("an unknown tenant", "callers", &[other, "HTTP 400", "INBOUND_TENANTS"], &[]);
+
+    let machine = machine.set("INBOUND_TENANTS", TENANT_ID);
+    let document = FaultRule::status(200).on(&format!("GET /{TENANT_ID}/v2.0"));
+    for (issuer, words) in [
+        ("https://login.contoso.example/v2.0", &["`https://login.contoso.example/v2.0`", "AZURE_AUTHORITY_HOST"][..]),
+        ("an\u{7}odd one", &["does not say which issuer"]),
+    ] {
+        machine.stand_ins.entra.set_fault([document.clone().body(json!({ "issuer": issuer }).to_string())]);
+        machine.check().await.blames("another issuer", "callers", words, &[]);
+    }
+    machine.stand_ins.entra.set_fault([FaultRule::status(200).on(&format!("GET /{TENANT_ID}/discovery")).body("{}")]);
+    machine.check().await.blames("no keys", "callers", &["has no list of keys"], &[]);
 }
 
 #[tokio::test]
