@@ -588,6 +588,16 @@ mod tests {
         }))
     }
 
+    #[test]
+    fn the_settings_know_the_tools_and_which_of_them_write() {
+        assert_eq!(TOOL_NAMES, crate::settings::TOOLS);
+        let writing: Vec<_> = TOOLS.iter().filter(|entry| entry.effect != Effect::Reads).collect();
+        assert_eq!(
+            writing.iter().map(|entry| &*entry.definition.name).collect::<Vec<_>>(),
+            crate::settings::WRITING_TOOLS
+        );
+    }
+
     #[tokio::test]
     async fn a_panic_in_any_tool_is_our_fault_says_so_at_once_and_hurts_no_other_call() {
         const TIMES: usize = 20;

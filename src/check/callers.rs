@@ -1,7 +1,7 @@
 //! Who may call, and whether what their tokens are checked with can be had.
 
 use super::{CALLERS, DEPLOYER, Step, counted};
-use crate::auth;
+use crate::auth::inspect;
 use crate::settings::{InboundAuth, Settings};
 
 pub(super) async fn step(settings: &Settings) -> Step {
@@ -14,7 +14,7 @@ pub(super) async fn step(settings: &Settings) -> Step {
     let identity = &settings.identity;
     let audiences = [&inbound.client_ids[..], &inbound.app_id_uris[..]].concat().join("`, `");
     let found = format!("callers of `{}` need a token for `{audiences}`", inbound.public_url);
-    let tenants = match auth::inspect(inbound, &identity.authority, identity.extra_ca_pem.as_deref()).await {
+    let tenants = match inspect(inbound, &identity.authority, identity.extra_ca_pem.as_deref()).await {
         Ok(tenants) => tenants,
         Err(error) => {
             return Step::fail(CALLERS, found).wrong(error.to_string()).mend(DEPLOYER, "SSL_CERT_FILE can name them");

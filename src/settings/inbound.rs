@@ -333,6 +333,12 @@ fn public_url(value: &str) -> Result<Url, String> {
                 .to_owned(),
         );
     }
+    // It becomes a route, and stands between quotation marks in the challenge.
+    if !url.path().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte)) {
+        return Err(
+            "has a path with unusual characters; expected letters, digits, `-`, `.`, `_`, `~` and `/`".to_owned()
+        );
+    }
     Ok(url)
 }
 

@@ -817,6 +817,11 @@ fn half_an_authorization_is_a_mistake_and_never_an_open_door() {
             &["https://MCP.example.com/mcp", "https://a.example:443/mcp", "https://a.example/x/../mcp"],
             "is not in its normal form",
         ),
+        (
+            "PUBLIC_URL",
+            &["https://a.example/:x/mcp", "https://a.example/*", "https://a.example/a%20b"],
+            "unusual characters",
+        ),
         ("PUBLIC_URL", &["mcp.example.com/mcp", "ftp://a/mcp"], "is not an absolute https or http URL"),
         ("ENABLED_TOOLS", &["drop_table", "List_Users"], "is no tool; expected some of create_ticket"),
         ("READ_ONLY", &["perhaps"], "expected true, false"),
