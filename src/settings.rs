@@ -294,12 +294,12 @@ pub struct WebSettings {
 ///
 /// Callers with an identity are limited by default: the identity is theirs alone. Addresses are not: everybody behind one gateway
 /// has the gateway's, and a limit meant for one client would be one for all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimitSettings {
     /// Requests a second of one caller with an identity; 0 means no limit.
-    pub per_caller: u32,
+    pub per_caller: f64,
     /// Requests a second of one client address, of callers without an identity; 0 means no limit.
-    pub per_address: u32,
+    pub per_address: f64,
     /// Requests that may come at once.
     pub burst: u32,
     /// `MAX_IN_FLIGHT_PER_CALLER`: requests at the same time of one caller with an identity; 0 means no limit.
@@ -308,7 +308,7 @@ pub struct RateLimitSettings {
 
 impl Default for RateLimitSettings {
     fn default() -> RateLimitSettings {
-        RateLimitSettings { per_caller: 100, per_address: 0, burst: 200, in_flight: 256 }
+        RateLimitSettings { per_caller: 100.0, per_address: 0.0, burst: 200, in_flight: 256 }
     }
 }
 
@@ -518,8 +518,8 @@ fn asks_who_calls(reader: &mut Reader<'_, impl Vars>) -> bool {
 fn rate_limit(reader: &mut Reader<'_, impl Vars>) -> RateLimitSettings {
     let defaults = RateLimitSettings::default();
     RateLimitSettings {
-        per_caller: reader.optional("RATE_LIMIT_PER_CALLER", parse::per_second, defaults.per_caller),
-        per_address: reader.optional("RATE_LIMIT_PER_ADDRESS", parse::per_second, defaults.per_address),
+        per_caller: reader.optional("RATE_LIMIT_PER_CALLER", parse::rate, defaults.per_caller),
+        per_address: reader.optional("RATE_LIMIT_PER_ADDRESS", parse::rate, defaults.per_address),
         burst: reader.optional("RATE_LIMIT_BURST", parse::burst, defaults.burst),
         in_flight: reader.optional("MAX_IN_FLIGHT_PER_CALLER", parse::in_flight, defaults.in_flight),
     }

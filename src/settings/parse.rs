@@ -115,6 +115,12 @@ pub(super) fn per_second(value: &str) -> Result<u32, String> {
     whole_number(value, 0..=10_000)
 }
 
+/// Requests a second; one in a quarter of an hour is the least that is one.
+pub(super) fn rate(value: &str) -> Result<f64, String> {
+    let rate = value.parse().ok().filter(|rate| *rate == 0.0 || (0.001..=10_000.0).contains(rate));
+    rate.ok_or_else(|| "is neither 0 nor a number from 0.001 to 10000".to_owned())
+}
+
 /// Requests that may come at once.
 pub(super) fn burst(value: &str) -> Result<u32, String> {
     whole_number(value, 1..=65_536)
