@@ -23,6 +23,7 @@ use crate::auth::{Verifier, VerifierError};
 use crate::backend::{BackendClient, BreakerState, Route};
 use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource};
 use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, Settings};
+use crate::telemetry::audit::{Audit, OpenError};
 use crate::telemetry::metrics::Metrics;
 use crate::tools::{TOOL_NAMES, ToolServer};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
@@ -31,6 +32,9 @@ use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// What calls get to say that they ran out of time, once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What the audit file gets to take what is left, once all calls are over.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// The server, bound and wired, serving nothing yet.
 pub struct App {
@@ -41,6 +45,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     backend: Arc<BackendClient>,
+    audit: Arc<Audit>,
     out_of_time: CancellationToken,
     drain_delay: Duration,
     shutdown_grace: Duration,
@@ -69,6 +74,9 @@ pub enum AppError {
     /// The HTTP client for the backend cannot be built: the platform's certificates, most likely.
     #[error("cannot build the HTTP client for the backend")]
     Client(#[from] reqwest::Error),
+    /// The audit file cannot be used.
+    #[error(transparent)]
+    Audit(#[from] OpenError),
     /// A task that should run for ever has ended.
     #[error("a task that the server cannot do without has ended: `{task}`")]
     TaskEnded {
@@ -98,9 +106,10 @@ impl App {
         for warning in &settings.warnings {
             warn!("{warning}");
         }
+        let audit = Arc::new(Audit::start(&settings.telemetry.audit)?);
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
         let observed = Arc::new(OnceLock::new());
-        let metrics = Arc::new(metrics_of(&identity, &observed));
+        let metrics = Arc::new(metrics_of(&identity, &observed, &audit));
         let mut backend = BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?;
         if matches!(settings.backend.auth, BackendAuth::OnBehalfOf { .. }) {
             backend = backend.with_users(OnBehalfOf::new(&settings.identity, settings.backend.timeout)?);
@@ -116,6 +125,7 @@ impl App {
         let tools = ToolServer::new(
             Arc::clone(&backend),
             Arc::clone(&metrics),
+            Arc::clone(&audit),
             settings.web.max_in_flight_per_tool,
             settings.log.debug,
             out_of_time.clone(),
@@ -134,6 +144,7 @@ impl App {
             metrics,
             health,
             backend,
+            audit,
             out_of_time,
             drain_delay: settings.web.drain_delay,
             shutdown_grace: settings.web.shutdown_grace,
@@ -196,6 +207,7 @@ impl App {
             connections,
             stop_accepting,
             health: self.health,
+            audit: self.audit,
             out_of_time: self.out_of_time,
             drain_delay: self.drain_delay,
             shutdown_grace: self.shutdown_grace,
@@ -210,6 +222,7 @@ struct Serving {
     connections: TaskTracker,
     stop_accepting: CancellationToken,
     health: Arc<Health>,
+    audit: Arc<Audit>,
     out_of_time: CancellationToken,
     drain_delay: Duration,
     shutdown_grace: Duration,
@@ -240,6 +253,7 @@ impl Serving {
             self.out_of_time.cancel();
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
+        self.audit.close(LAST_WRITES).await;
         info!("stopped");
         match ended {
             None => Ok(()),
@@ -269,7 +283,11 @@ fn inbound(settings: &Settings) -> Result<Option<(&EntraInbound, Arc<Verifier>)>
 
 /// The figures, with those that the identity and the backend hold in memory anyway. The backend counts in them itself and joins
 /// later, so it is held weakly.
-fn metrics_of(identity: &Arc<TokenSource>, backend: &Arc<OnceLock<Weak<BackendClient>>>) -> Metrics {
+fn metrics_of(
+    identity: &Arc<TokenSource>,
+    backend: &Arc<OnceLock<Weak<BackendClient>>>,
+    audit: &Arc<Audit>,
+) -> Metrics {
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
     let backend = Arc::clone(backend);
     metrics.observe(
@@ -290,6 +308,16 @@ fn metrics_of(identity: &Arc<TokenSource>, backend: &Arc<OnceLock<Weak<BackendCl
     let source = Arc::clone(identity);
     metrics.observe("mcp_server_token_age_seconds", "Seconds since the token was received; 0 without one", move || {
         source.stats().age.unwrap_or_default().as_secs_f64()
+    });
+    let file = Arc::clone(audit);
+    metrics.observe(
+        "mcp_server_audit_events_lost",
+        "Audit events that are not in the audit file, since the start",
+        move || file.lost() as f64,
+    );
+    let file = Arc::clone(audit);
+    metrics.observe("mcp_server_audit_writable", "Whether the audit file can be written; 1 without one", move || {
+        f64::from(u8::from(file.is_writable()))
     });
     let source = Arc::clone(identity);
     metrics.observe("mcp_server_token_task_restarts", "Panics of the task that refreshes the token", move || {
@@ -327,7 +355,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::*;
-    use crate::settings::{BackendSettings, Credential, LogSettings, ToolSettings, WebSettings};
+    use crate::settings::{BackendSettings, Credential, LogSettings, TelemetrySettings, ToolSettings, WebSettings};
 
     /// A server whose Entra and backend do not exist, serving on ports that the system chooses.
     fn serving() -> Serving {
@@ -349,8 +377,9 @@ mod tests {
         };
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let log = LogSettings::default();
-        let (inbound, tools) = (InboundAuth::None, ToolSettings::default());
-        App::bind(&Settings { identity, backend, web, inbound, tools, log, warnings: Vec::new() }).unwrap().start()
+        let (inbound, tools, telemetry) = (InboundAuth::None, ToolSettings::default(), TelemetrySettings::default());
+        let settings = Settings { identity, backend, web, inbound, tools, log, telemetry, warnings: Vec::new() };
+        App::bind(&settings).unwrap().start()
     }
 
     #[tokio::test]

@@ -22,8 +22,8 @@ mod users;
 mod window;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -124,6 +124,8 @@ pub struct Call {
     told: Option<Told>,
     attempts: AtomicU32,
     status: AtomicU16,
+    /// The `Idempotency-Key` of its write, once that was about to be sent.
+    idempotency_key: OnceLock<String>,
 }
 
 impl Call {
@@ -138,6 +140,11 @@ impl Call {
             0 => None,
             status => Some(status),
         }
+    }
+
+    /// The `Idempotency-Key` that went along with its write, if there was one.
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.idempotency_key.get().map(String::as_str)
     }
 
     /// When the call has to be over.
@@ -260,6 +267,7 @@ impl BackendClient {
             told: None,
             attempts: AtomicU32::new(0),
             status: AtomicU16::new(0),
+            idempotency_key: OnceLock::new(),
         }
     }
 
@@ -417,6 +425,7 @@ impl BackendClient {
         let method = if request.write.is_some() { Method::POST } else { Method::GET };
         let mut outgoing = Request::new(method, request.url.clone());
         if let Some(write) = &request.write {
+            call.idempotency_key.get_or_init(|| write.key.clone());
             // An earlier attempt was refused or never left, or there would be no other; unless the backend tells repetitions apart.
             if !self.idempotent_creates {
                 write.sent.store(false, Relaxed);

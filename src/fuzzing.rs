@@ -46,6 +46,7 @@ impl Bench {
         let tools = ToolServer::new(
             Arc::clone(&backend),
             Arc::clone(&metrics),
+            Arc::default(),
             512,
             false,
             CancellationToken::new(),

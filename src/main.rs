@@ -3,13 +3,14 @@
 #![expect(clippy::print_stderr, reason = "a command complains on stderr")]
 
 use std::future::pending;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mcp_server::app::App;
 use mcp_server::check::{self, Verdict};
 use mcp_server::settings::{self, Environment, Settings, SettingsError};
-use mcp_server::telemetry::logs;
+use mcp_server::telemetry::{audit, logs};
 use mcp_server::web::healthcheck;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -45,11 +46,25 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at audit files
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
     /// Ask the server that runs on this machine whether it is well: exit code 0 or 1
     Healthcheck {
         /// Which of its health routes to ask
         #[arg(value_enum, default_value_t = healthcheck::Probe::Ready)]
         probe: healthcheck::Probe,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Follow the chain of hashes in an audit file, and name the first link that is broken: exit code 0 or 1
+    Verify {
+        /// The file that AUDIT_LOG_FILE named; its head, FILE.head, lies beside it
+        file: PathBuf,
     },
 }
 
@@ -69,6 +84,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo(&options),
         Command::Check { json } => walk(json),
+        Command::Audit { command: AuditCommand::Verify { file } } => verify(&file),
         Command::Healthcheck { probe } => {
             settings::healthcheck_address(&Environment::load()).map_err(bad_settings).and_then(|address| {
                 healthcheck::ask(address, probe).map_err(|error| {
@@ -142,6 +158,28 @@ fn walk(json: bool) -> Result<(), ExitCode> {
         Verdict::Well => Ok(()),
         Verdict::Failed => Err(ExitCode::FAILURE),
         Verdict::BadSettings => Err(ExitCode::from(BAD_SETTINGS)),
+    }
+}
+
+/// `mcp-server audit verify`.
+#[expect(clippy::print_stdout, reason = "the answer of a command goes to stdout")]
+fn verify(file: &Path) -> Result<(), ExitCode> {
+    match audit::verify(file) {
+        Ok(whole) => {
+            println!(
+                "{}: whole, {} records, {} events lost and told of, {} lines torn by crashes and sealed; the last hash is {}",
+                file.display(),
+                whole.records,
+                whole.lost_events,
+                whole.torn_lines,
+                whole.last_hash
+            );
+            Ok(())
+        }
+        Err(broken) => {
+            println!("{}: BROKEN, {broken}", file.display());
+            Err(ExitCode::FAILURE)
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use url::Url;
 mod inbound;
 mod parse;
 mod reader;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -25,6 +26,7 @@ pub use inbound::{EntraInbound, InboundAuth, Permission, PermissionNames, ToolSe
 pub(crate) use inbound::{TOOLS, WRITING_TOOLS};
 use reader::Reader;
 pub use reader::{Mistake, SettingsError};
+pub use telemetry::{AuditSettings, RootSampler, Sampling, TelemetrySettings, TraceSettings};
 pub use variables::{LIBRARY_VARIABLES, VARIABLES, Variable};
 pub use vars::{Environment, Vars};
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub tools: ToolSettings,
     /// What is logged.
     pub log: LogSettings,
+    /// What else tells of the server's work: traces and the audit file.
+    pub telemetry: TelemetrySettings,
     /// What is legal but deserves a WARN at each start, as whole sentences.
     pub warnings: Vec<String>,
 }
@@ -88,6 +92,7 @@ impl Settings {
         }
         let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
+        let telemetry = telemetry::read(&mut reader);
 
         let warnings = reader.take_warnings();
         let settings = identity.zip(backend).zip(inbound).map(|((identity, backend), inbound)| Settings {
@@ -97,6 +102,7 @@ impl Settings {
             inbound,
             tools,
             log,
+            telemetry,
             warnings,
         });
         reader.finish(settings)
@@ -116,6 +122,7 @@ impl Settings {
         let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts);
         let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
+        let telemetry = telemetry::read(&mut reader);
 
         let inbound = match inbound_client_id {
             None => Some(InboundAuth::None),
@@ -132,6 +139,7 @@ impl Settings {
             inbound,
             tools,
             log,
+            telemetry,
             warnings,
         });
         reader.finish(settings)

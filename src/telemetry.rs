@@ -1,5 +1,6 @@
 //! Which logs, traces and metrics exist. A leaf: every room may use it, it uses none of ours but the settings' types.
 
+pub mod audit;
 pub mod logs;
 pub mod metrics;
 pub mod trace;

@@ -18,7 +18,7 @@ mod users;
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -42,6 +42,7 @@ use crate::auth::{Caller, Permission, StepUp};
 use crate::backend::{BackendClient, Call, Principal};
 use crate::payload::Payload;
 use crate::problem::{Details, ErrorCode, Problem};
+use crate::telemetry::audit::{self, Audit, Decision, Digest, HexDigest, Slot, Subject};
 use crate::telemetry::metrics::{Metrics, Outcome, Shed};
 use crate::telemetry::trace::RequestTrace;
 use args::Rules;
@@ -55,6 +56,8 @@ const PROTOCOL_VERSIONS: &[ProtocolVersion] = &[
 ];
 /// What we can do changes with a release or a restart only: where it is the same for everyone, clients may keep it for a while.
 const LIST_TTL_MS: u64 = 300_000;
+/// The outcome, in the audit, of a call of a tool that does not exist.
+const UNKNOWN_TOOL: &str = "UNKNOWN_TOOL";
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
 const INSTRUCTIONS: &str = "Users, support tickets and datasets of the organisation's internal service. \
     Failed calls return a JSON object with `error`, `message` and `details`; `message` says what to do next.";
@@ -109,6 +112,8 @@ struct Entry {
     /// What a caller needs to see and to call it.
     permission: Permission,
     index: usize,
+    /// The hash of its input schema, for the audit.
+    schema_digest: HexDigest,
     run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
 }
 
@@ -138,11 +143,12 @@ pub const TOOL_NAMES: [&str; 5] = [
 fn entry<T: Tool>(index: usize, permission: Permission) -> Entry {
     let (description, input) = args::input_schema::<T>();
     let rules = Rules::of(&input);
+    let schema_digest = audit::digest_of_json(&input).hex();
     let definition = ToolDefinition::new(T::NAME, description, Arc::new(input))
         .with_title(T::TITLE)
         .with_raw_output_schema(Arc::new(args::output_schema::<T::Output>()))
         .with_annotations(T::EFFECT.annotations());
-    Entry { definition, rules, effect: T::EFFECT, permission, index, run: run::<T> }
+    Entry { definition, rules, effect: T::EFFECT, permission, index, schema_digest, run: run::<T> }
 }
 
 /// Decodes, runs and renders one tool.
@@ -192,6 +198,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Which tools there are for anybody (`ENABLED_TOOLS`, `READ_ONLY`), in the order of the table.
     switched_on: [bool; TOOL_NAMES.len()],
+    audit: Arc<Audit>,
     /// Room for calls of each tool, so that one tool cannot take all of it.
     room: [Semaphore; TOOL_NAMES.len()],
     /// Whether failures tell their technical cause (`DEBUG=true`).
@@ -209,6 +216,7 @@ impl ToolServer {
     pub fn new(
         backend: Arc<BackendClient>,
         metrics: Arc<Metrics>,
+        audit: Arc<Audit>,
         max_in_flight_per_tool: usize,
         tell_causes: bool,
         out_of_time: CancellationToken,
@@ -228,7 +236,7 @@ impl ToolServer {
             .with_instructions(INSTRUCTIONS)
             .with_protocol_version(ProtocolVersion::V_2025_11_25);
         let room = std::array::from_fn(|_| Semaphore::new(max_in_flight_per_tool));
-        let shared = Shared { backend, metrics, switched_on, room, tell_causes, out_of_time, info, result_meta };
+        let shared = Shared { backend, metrics, switched_on, audit, room, tell_causes, out_of_time, info, result_meta };
         Self { shared: Arc::new(shared) }
     }
 
@@ -254,7 +262,7 @@ impl ToolServer {
         arguments: JsonObject,
         context: RequestContext<RoleServer>,
     ) -> CallToolResult {
-        let ending = self.ending(entry, &context);
+        let ending = self.ending(entry, &arguments, &context);
         let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
         let call = self.clone().execute(entry, ending, arguments).instrument(span);
         let result = match entry.effect {
@@ -287,11 +295,13 @@ impl ToolServer {
     }
 
     /// Runs one call to its end and writes down how it ended, whatever the end is.
-    async fn execute(self, entry: &'static Entry, ending: Ending, arguments: JsonObject) -> CallToolResult {
+    async fn execute(self, entry: &'static Entry, mut ending: Ending, arguments: JsonObject) -> CallToolResult {
+        let Ok(slot) = self.shared.audit.admit() else { return ending.refuse(error::unaudited()) };
+        ending.slot = Some(slot);
         let Some(room) = self.shared.room.get(entry.index) else { return ending.fail(Problem::internal()) };
         let Ok(_room) = room.try_acquire() else {
             self.shared.metrics.shed(Shed::Tool);
-            return ending.fail(error::tool_busy());
+            return ending.refuse(error::tool_busy());
         };
         let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
         let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
@@ -307,22 +317,41 @@ impl ToolServer {
         }
     }
 
-    fn ending(&self, entry: &Entry, context: &RequestContext<RoleServer>) -> Ending {
+    /// Asking for a tool that does not exist leaves its trace. The name is the caller's text, so it is not repeated.
+    fn refuse_unknown_tool(&self, request: &CallToolRequestParams, context: &RequestContext<RoleServer>) {
+        let (trace, caller) = origin(context);
+        let _inside = trace.span().enter();
+        let no_arguments = JsonObject::new();
+        let arguments = audit::digest_of_json(request.arguments.as_ref().unwrap_or(&no_arguments));
+        self.shared.audit.record(&audit::Event {
+            name: audit::Name::ToolCall,
+            trace_id: trace.context().trace_id(),
+            caller: caller.as_ref().and_then(subject),
+            client_address: caller.as_ref().map(Caller::address),
+            tool: None,
+            arguments: Some(&arguments),
+            decision: Decision::Refused,
+            outcome: UNKNOWN_TOOL,
+            backend_status: None,
+            attempts: 0,
+            idempotency_key: None,
+            took: Duration::ZERO,
+        });
+    }
+
+    fn ending(&self, entry: &'static Entry, arguments: &JsonObject, context: &RequestContext<RoleServer>) -> Ending {
+        let (trace, caller) = origin(context);
         let parts = context.extensions.get::<http::request::Parts>();
-        let trace = parts.and_then(|parts| parts.extensions.get::<RequestTrace>().cloned());
-        let trace = trace.unwrap_or_else(|| RequestTrace::new(&http::HeaderMap::new()));
-        if let Some(traceparent) = context.meta.get_traceparent() {
-            trace.adopt(traceparent, context.meta.get_tracestate());
-        }
-        let caller = parts.and_then(|parts| parts.extensions.get::<Caller>().cloned());
         let principal = caller.as_ref().and_then(principal);
         Ending {
             shared: Arc::clone(&self.shared),
-            tool: entry.index,
-            name: entry.definition.name.clone(),
+            entry,
             call: Arc::new(self.shared.backend.begin_call_for(trace.trace().clone(), principal)),
-            step_up: parts.and_then(|parts| parts.extensions.get::<StepUp>().cloned()),
+            arguments: audit::digest_of_json(arguments),
+            decision: Decision::Allowed,
+            slot: None,
             caller,
+            step_up: parts.and_then(|parts| parts.extensions.get::<StepUp>().cloned()),
             payload: parts.and_then(|parts| parts.extensions.get::<Payload>().cloned()),
             trace,
             started: Instant::now(),
@@ -331,12 +360,36 @@ impl ToolServer {
     }
 }
 
-/// How one call ends: written to the log and the metrics exactly once, also when its future is dropped half-way.
+/// The trace of a request, and who sent it.
+fn origin(context: &RequestContext<RoleServer>) -> (RequestTrace, Option<Caller>) {
+    let parts = context.extensions.get::<http::request::Parts>();
+    let trace = parts.and_then(|parts| parts.extensions.get::<RequestTrace>().cloned());
+    let trace = trace.unwrap_or_else(|| RequestTrace::new(&http::HeaderMap::new()));
+    if let Some(traceparent) = context.meta.get_traceparent() {
+        trace.adopt(traceparent, context.meta.get_tracestate());
+    }
+    (trace, parts.and_then(|parts| parts.extensions.get::<Caller>().cloned()))
+}
+
+/// A caller as the audit names it.
+fn subject(caller: &Caller) -> Option<Subject<'_>> {
+    caller.identity().map(|identity| Subject {
+        tenant: identity.tenant(),
+        object: identity.object(),
+        app: identity.app(),
+    })
+}
+
+/// How one call ends: written to the log, the audit and the metrics exactly once, also when its future is dropped half-way.
 struct Ending {
     shared: Arc<Shared>,
-    tool: usize,
-    name: Cow<'static, str>,
+    entry: &'static Entry,
     call: Arc<Call>,
+    /// The hash of the call's arguments.
+    arguments: Digest,
+    decision: Decision,
+    /// Room for the audit event, where the call depends on it.
+    slot: Option<Slot>,
     caller: Option<Caller>,
     payload: Option<Payload>,
     step_up: Option<StepUp>,
@@ -363,6 +416,12 @@ impl Ending {
         CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
     }
 
+    /// Turns the call away: nothing of it was run.
+    fn refuse(mut self, problem: Problem) -> CallToolResult {
+        self.decision = Decision::Refused;
+        self.fail(problem)
+    }
+
     fn record(mut self, outcome: Outcome, cause: Option<&str>) {
         self.write(outcome, cause);
     }
@@ -370,12 +429,30 @@ impl Ending {
     fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
         self.recorded = true;
         let took = self.started.elapsed();
-        self.shared.metrics.tool_called(self.tool, outcome, took);
+        self.shared.metrics.tool_called(self.entry.index, outcome, took);
         let duration_ms = took.as_micros() as f64 / 1_000.0;
-        let (name, outcome_word, attempts) = (&*self.name, outcome.as_str(), self.call.attempts());
+        let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
         let (status, address) =
             (self.call.status(), self.caller.as_ref().map(|caller| tracing::field::display(caller.address())));
         let _inside = self.trace.span().enter();
+        let event = audit::Event {
+            name: audit::Name::ToolCall,
+            trace_id: self.trace.context().trace_id(),
+            caller: self.caller.as_ref().and_then(subject),
+            client_address: self.caller.as_ref().map(Caller::address),
+            tool: Some((name, &self.entry.schema_digest)),
+            arguments: Some(&self.arguments),
+            decision: self.decision,
+            outcome: outcome_word,
+            backend_status: status,
+            attempts,
+            idempotency_key: self.call.idempotency_key(),
+            took,
+        };
+        match self.slot.take() {
+            Some(slot) => self.shared.audit.record_in(slot, &event),
+            None => self.shared.audit.record(&event),
+        }
         macro_rules! finished {
             ($level:ident, $verb:literal) => {
                 $level!(
@@ -456,6 +533,7 @@ impl ServerHandler for ToolServer {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let Some(entry) = self.find(&request.name) else {
+            self.refuse_unknown_tool(&request, &context);
             let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();
             return Err(ErrorData::invalid_params(
                 format!("there is no such tool; the tools are {}", names.join(", ")),
@@ -524,8 +602,6 @@ fn is_modern(context: &RequestContext<RoleServer>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
@@ -547,18 +623,26 @@ mod tests {
         let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
-        ToolServer::new(Arc::new(backend), metrics, max_in_flight_per_tool, false, CancellationToken::new(), |_, _| {
-            true
-        })
+        ToolServer::new(
+            Arc::new(backend),
+            metrics,
+            Arc::default(),
+            max_in_flight_per_tool,
+            false,
+            CancellationToken::new(),
+            |_, _| true,
+        )
     }
 
     fn ending(server: &ToolServer, tool: usize) -> Ending {
         let trace = RequestTrace::new(&http::HeaderMap::new());
         Ending {
             shared: Arc::clone(&server.shared),
-            tool,
-            name: TOOL_NAMES[tool].into(),
+            entry: &TOOLS[tool],
             call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
+            arguments: Digest::of(b"{}"),
+            decision: Decision::Allowed,
+            slot: None,
             caller: None,
             payload: None,
             step_up: None,
@@ -576,7 +660,7 @@ mod tests {
 
     /// The tool's row of the table with something else to run.
     fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
-        let Entry { definition, effect, permission, .. } = &TOOLS[tool];
+        let Entry { definition, effect, permission, schema_digest, .. } = &TOOLS[tool];
         let rules = Rules::of(&definition.input_schema);
         Box::leak(Box::new(Entry {
             definition: definition.clone(),
@@ -584,6 +668,7 @@ mod tests {
             effect: *effect,
             permission: *permission,
             index: tool,
+            schema_digest: *schema_digest,
             run,
         }))
     }

@@ -131,6 +131,72 @@ pub(super) fn in_flight(value: &str) -> Result<u32, String> {
     whole_number(value, 0..=65_536)
 }
 
+pub(super) fn milliseconds(value: &str) -> Result<Duration, String> {
+    whole_number(value, 1..=86_400_000).map(Duration::from_millis)
+}
+
+pub(super) fn share(value: &str) -> Result<f64, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "is not a number from 0 to 1".to_owned())
+}
+
+pub(super) fn otlp_protocol(value: &str) -> Result<(), String> {
+    match value {
+        "http/protobuf" => Ok(()),
+        _ => {
+            Err("is not spoken by this server; expected `http/protobuf`, and the collector's port for it, usually 4318"
+                .to_owned())
+        }
+    }
+}
+
+/// The standard's names; the second half of each says what happens to a trace that begins here.
+pub(super) fn sampler(value: &str) -> Result<(bool, &'static str), String> {
+    let (parent_based, root) = match value.strip_prefix("parentbased_") {
+        Some(root) => (true, root),
+        None => (false, value),
+    };
+    let root = ["always_on", "always_off", "traceidratio"].into_iter().find(|known| *known == root);
+    root.map(|root| (parent_based, root)).ok_or_else(|| {
+        "is no sampler; expected always_on, always_off or traceidratio, each with or without `parentbased_` before it"
+            .to_owned()
+    })
+}
+
+/// One `name=value` of a list, in the form of W3C Baggage: the value is percent-encoded.
+pub(super) fn name_and_value(value: &str) -> Result<(String, String), String> {
+    let refused = || "is not `name=value` with a percent-encoded value".to_owned();
+    let (name, value) = value.split_once('=').ok_or_else(refused)?;
+    let (name, value) = (name.trim(), value.trim());
+    let decoded = percent_encoding::percent_decode_str(value).decode_utf8().map_err(|_| refused())?;
+    if name.is_empty() || decoded.contains(char::is_control) {
+        return Err(refused());
+    }
+    Ok((name.to_owned(), decoded.into_owned()))
+}
+
+/// The same as a header.
+pub(super) fn header(value: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
+    let (name, value) = name_and_value(value)?;
+    let refused = || "is not `name=value` with the name and the value of a header".to_owned();
+    let name = http::HeaderName::try_from(name).map_err(|_| refused())?;
+    let mut value = http::HeaderValue::try_from(value).map_err(|_| refused())?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}
+
+/// A file that is written: its folder has to be there.
+pub(super) fn written_file(value: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(value);
+    if value.contains(char::is_control) || path.file_name().is_none() {
+        return Err("is not the path of a file".to_owned());
+    }
+    Ok(path)
+}
+
 pub(super) fn host(value: &str) -> Result<IpAddr, String> {
     if value.eq_ignore_ascii_case("localhost") {
         return Ok(Ipv4Addr::LOCALHOST.into());

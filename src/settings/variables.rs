@@ -106,6 +106,48 @@ pub const VARIABLES: &[Variable] = &[
         "DEBUG, INFO, WARNING, ERROR or CRITICAL, or a tracing filter directive such as `info,mcp_server=debug`.",
     ),
     optional("DEBUG", "false", "Human-readable logs instead of JSON, and causes in the `details` of errors."),
+    without_default(
+        "AUDIT_LOG_FILE",
+        "File that audit events are added to as a chain of hashes, beside their lines in the log; `mcp-server audit verify FILE` checks it.",
+    ),
+    optional(
+        "AUDIT_REQUIRED",
+        "false",
+        "Whether calls are refused while AUDIT_LOG_FILE cannot be written; otherwise that is logged and counted only.",
+    ),
+    without_default(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "Base URL of an OpenTelemetry collector that takes OTLP over HTTP; `/v1/traces` is added. Switches the export of traces on.",
+    ),
+    without_default(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "URL that traces are sent to, as it stands; wins over OTEL_EXPORTER_OTLP_ENDPOINT.",
+    ),
+    secret(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "Headers for the collector, `name=value,name=value`, values percent-encoded; usually its API key.",
+    ),
+    optional("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "The one protocol for traces that this server speaks."),
+    optional("OTEL_EXPORTER_OTLP_TIMEOUT", "10000", "Milliseconds that the collector may take for a batch of spans."),
+    optional(
+        "OTEL_TRACES_SAMPLER",
+        "parentbased_always_on",
+        "Which traces are exported: always_on, always_off, traceidratio, or one of these after `parentbased_`.",
+    ),
+    optional("OTEL_TRACES_SAMPLER_ARG", "1", "The share of traces for the `traceidratio` samplers, from 0 to 1."),
+    optional("OTEL_SERVICE_NAME", "mcp-server", "The `service.name` of exported traces."),
+    without_default(
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "More about this process for exported traces, `name=value,name=value`, values percent-encoded.",
+    ),
+    optional("OTEL_SDK_DISABLED", "false", "Switches the export off, whatever else is set."),
+    optional("OTEL_BSP_SCHEDULE_DELAY", "5000", "Milliseconds that a span waits for others at most before it is sent."),
+    optional(
+        "OTEL_BSP_MAX_QUEUE_SIZE",
+        "2048",
+        "Spans that wait for the collector, from 1 to 65536; more are dropped, and counted.",
+    ),
+    optional("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512", "Spans in one request to the collector, from 1 to 65536."),
     optional("HOST", "0.0.0.0", "IP address (or `localhost`) that the main listener binds."),
     optional("PORT", "8000", "Port of the main listener; 0 lets the system choose."),
     optional("METRICS_PORT", "9090", "Port of the management listener with `/metrics`; 0 turns it off."),

@@ -48,7 +48,8 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
         .buffered_lines_limit(QUEUED_LINES)
         .thread_name("logs")
         .finish(Collected::new(std::io::stdout()));
-    let filter = EnvFilter::try_new(&settings.filter)?;
+    // Audit events have no level: none may silence them.
+    let filter = EnvFilter::try_new(&settings.filter)?.add_directive("audit=info".parse()?);
     let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(fit_to_print));
     if settings.debug {
         let lines = tracing_subscriber::fmt::layer()
@@ -225,7 +226,7 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
-fn write_json_string(line: &mut String, text: &str) {
+pub(super) fn write_json_string(line: &mut String, text: &str) {
     line.push('"');
     Escaped(line).push(text);
     line.push('"');

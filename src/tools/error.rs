@@ -36,6 +36,18 @@ pub(super) fn tool_busy() -> Problem {
     problem
 }
 
+/// Without its audit log the server may not run anything (`AUDIT_REQUIRED`).
+pub(super) fn unaudited() -> Problem {
+    let mut problem = Problem::new(
+        ErrorCode::InternalError,
+        "The MCP server cannot write its audit log, and runs no tool without; nothing was sent to the backend. \
+         Its operators have to mend that; call again in a minute.",
+    );
+    problem.details.retryable = true;
+    problem.details.retry_after_seconds = Some(Duration::from_secs(60));
+    problem
+}
+
 /// What is left of a call when the server has to stop before it ends.
 pub(super) fn out_of_time(write: bool) -> Problem {
     let mut problem = Problem::new(

@@ -14,7 +14,7 @@ use mcp_server::app::{App, AppError};
 use mcp_server::demo::backend::RecordedRequest;
 use mcp_server::demo::{DemoOptions, StandIns};
 use mcp_server::settings::{
-    BackendSettings, IdentitySettings, InboundAuth, LogSettings, Settings, ToolSettings, WebSettings,
+    BackendSettings, IdentitySettings, InboundAuth, LogSettings, Settings, TelemetrySettings, ToolSettings, WebSettings,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
@@ -176,7 +176,8 @@ pub fn settings(identity: IdentitySettings, stand_ins: &StandIns) -> Settings {
         ..WebSettings::default()
     };
     let (inbound, tools) = (InboundAuth::None, ToolSettings::default());
-    Settings { identity, backend, web, inbound, tools, log: LogSettings::default(), warnings: Vec::new() }
+    let (log, telemetry) = (LogSettings::default(), TelemetrySettings::default());
+    Settings { identity, backend, web, inbound, tools, log, telemetry, warnings: Vec::new() }
 }
 
 /// A JSON-RPC request as a client of this era writes it.

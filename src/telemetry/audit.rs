@@ -1,0 +1,358 @@
+//! Who called which tool, with what outcome: one event for each tool call and each refused caller.
+//!
+//! Events stand in the log under the target `audit`, which no level silences and nothing samples; and, with `AUDIT_LOG_FILE`,
+//! as a chain of hashes in a file of their own, written by a thread of its own. Arguments appear as their hash only: the SHA-256
+//! of their JSON without blanks, the keys of every object in the order of their bytes.
+
+mod chain;
+mod file;
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::io::BufReader;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::sync::mpsc::OwnedPermit;
+use tracing::info;
+
+pub use chain::{Broken, Digest, HexDigest, Whole};
+pub use file::OpenError;
+use file::{FileSink, Message};
+
+use super::logs::{Rfc3339, write_json_string};
+use super::trace::TraceId;
+use crate::settings::AuditSettings;
+
+/// The name of whoever proved to be nobody in particular.
+const UNAUTHENTICATED: &str = "unauthenticated";
+
+/// What happened, in plain values: telemetry knows no callers and no tools.
+#[derive(Debug, Clone)]
+pub struct Event<'a> {
+    /// Of which kind.
+    pub name: Name,
+    /// Finds the log lines of the request.
+    pub trace_id: TraceId,
+    /// Who proved to be calling; `None` when nobody did.
+    pub caller: Option<Subject<'a>>,
+    /// The other end of the connection.
+    pub client_address: Option<IpAddr>,
+    /// Which tool was to run, with the hash of its input schema.
+    pub tool: Option<(&'a str, &'a HexDigest)>,
+    /// The hash of its arguments.
+    pub arguments: Option<&'a Digest>,
+    /// Whether the caller may do this.
+    pub decision: Decision,
+    /// What came of it: `ok`, `cancelled`, or the code of an error.
+    pub outcome: &'a str,
+    /// The status of the backend's last answer.
+    pub backend_status: Option<u16>,
+    /// How often the backend was asked.
+    pub attempts: u32,
+    /// The key that went along with a write.
+    pub idempotency_key: Option<&'a str>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl<'a> Event<'a> {
+    /// A caller that was turned away before any tool was looked at; `outcome` is the code of the refusal.
+    pub fn refused_caller(trace_id: TraceId, client_address: IpAddr, outcome: &'a str) -> Self {
+        Self {
+            name: Name::CallerRefused,
+            trace_id,
+            caller: None,
+            client_address: Some(client_address),
+            tool: None,
+            arguments: None,
+            decision: Decision::Refused,
+            outcome,
+            backend_status: None,
+            attempts: 0,
+            idempotency_key: None,
+            took: Duration::ZERO,
+        }
+    }
+}
+
+/// The kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Name {
+    /// Somebody called a tool.
+    ToolCall,
+    /// Somebody was not let in.
+    CallerRefused,
+}
+
+impl Name {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::ToolCall => "tool_call",
+            Self::CallerRefused => "caller_refused",
+        }
+    }
+}
+
+/// Whether a caller may do what it asks for. What comes of it is another question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// It may.
+    Allowed,
+    /// It may not, or not now; nothing was sent to the backend.
+    Refused,
+}
+
+impl Decision {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Somebody who proved to be calling: ids, never names.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The tenant that vouches for the rest.
+    pub tenant: &'a str,
+    /// The user, or the service principal.
+    pub object: &'a str,
+    /// The client that the token was issued to.
+    pub app: &'a str,
+}
+
+/// The SHA-256 of a JSON value without blanks, the keys of every object in the order of their bytes: how arguments and schemas
+/// are named in the audit.
+pub fn digest_of_json(value: &impl Serialize) -> Digest {
+    thread_local! {
+        static JSON: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    /// What a usual call needs is kept; what a large one needed is given back.
+    const KEPT: usize = 4_096;
+    JSON.with_borrow_mut(|json| {
+        json.clear();
+        // serde_json keeps the keys of its objects sorted, and fails on none of its own values.
+        let _ = serde_json::to_writer(&mut *json, value);
+        let digest = Digest::of(json);
+        json.shrink_to(KEPT);
+        digest
+    })
+}
+
+/// Where events go: by default, to the log alone.
+#[derive(Debug, Default)]
+pub struct Audit {
+    file: Option<FileSink>,
+    required: bool,
+}
+
+/// The promise that an event will find room.
+#[derive(Debug)]
+pub struct Slot(Option<OwnedPermit<Message>>);
+
+/// Events cannot be written, and nothing may happen without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwritable;
+
+impl Audit {
+    /// Opens the file, if there shall be one, and continues its chain.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, is in use by another server, or is no audit file.
+    pub fn start(settings: &AuditSettings) -> Result<Self, OpenError> {
+        let file = settings.file.as_deref().map(FileSink::open).transpose()?;
+        Ok(Self { file, required: settings.required })
+    }
+
+    /// Asked before a call begins.
+    ///
+    /// # Errors
+    ///
+    /// With `AUDIT_REQUIRED`, while the file cannot be written, or is so slow that too many events wait for it.
+    pub fn admit(&self) -> Result<Slot, Unwritable> {
+        match &self.file {
+            Some(file) if self.required => file.reserve().map(|slot| Slot(Some(slot))).ok_or(Unwritable),
+            _ => Ok(Slot(None)),
+        }
+    }
+
+    /// Writes an event that found its slot beforehand.
+    pub fn record_in(&self, slot: Slot, event: &Event<'_>) {
+        let id = event_id();
+        log(&id, event);
+        match (&self.file, slot.0) {
+            (None, _) => {}
+            (Some(_), Some(slot)) => {
+                slot.send(Message::Event(json(&id, event)));
+            }
+            (Some(file), None) => file.send(json(&id, event)),
+        }
+    }
+
+    /// Writes an event. Called inside of the request's span, from which its line in the log takes the trace id.
+    pub fn record(&self, event: &Event<'_>) {
+        self.record_in(Slot(None), event);
+    }
+
+    /// Events that did not get into the file, since the start.
+    pub fn lost(&self) -> u64 {
+        self.file.as_ref().map_or(0, FileSink::lost)
+    }
+
+    /// Whether events get into the file, as far as is known; true without one.
+    pub fn is_writable(&self) -> bool {
+        self.file.as_ref().is_none_or(FileSink::is_healthy)
+    }
+
+    /// Closes the file in good order, if that is done in time.
+    pub async fn close(&self, patience: Duration) {
+        if let Some(file) = &self.file {
+            file.close(patience).await;
+        }
+    }
+}
+
+/// Time-ordered, and unique without a system call.
+fn event_id() -> uuid::fmt::Hyphenated {
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let mut random = [0; 10];
+    fastrand::fill(&mut random);
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated()
+}
+
+fn milliseconds(took: Duration) -> f64 {
+    took.as_micros() as f64 / 1_000.0
+}
+
+/// The event as a line of the log.
+fn log(id: &uuid::fmt::Hyphenated, event: &Event<'_>) {
+    let (name, decision, outcome) = (event.name.as_str(), event.decision.as_str(), event.outcome);
+    let caller = event.caller.map_or(UNAUTHENTICATED, |caller| caller.object);
+    let arguments = event.arguments.map(Digest::hex);
+    info!(
+        target: "audit",
+        caller,
+        event.name = name,
+        event.id = tracing::field::display(id),
+        caller.tenant = event.caller.map(|caller| caller.tenant),
+        caller.app = event.caller.map(|caller| caller.app),
+        client.address = event.client_address.map(tracing::field::display),
+        gen_ai.tool.name = event.tool.map(|(name, _)| name),
+        tool.schema_sha256 = event.tool.map(|(_, schema)| schema.as_str()),
+        arguments_sha256 = arguments.as_ref().map(HexDigest::as_str),
+        event.decision = decision,
+        event.outcome = outcome,
+        backend.status_code = event.backend_status,
+        backend.attempts = event.attempts,
+        idempotency_key = event.idempotency_key,
+        event.duration_ms = milliseconds(event.took),
+        "{name} {decision}: {outcome}"
+    );
+}
+
+/// The event as a record of the file: under the same names, as one JSON object.
+fn json(id: &uuid::fmt::Hyphenated, event: &Event<'_>) -> String {
+    let mut json = String::with_capacity(768);
+    let _ = write!(
+        json,
+        r#"{{"timestamp":"{}","event.name":"{}","event.id":"{id}","trace_id":"{}""#,
+        Rfc3339(OffsetDateTime::now_utc()),
+        event.name.as_str(),
+        event.trace_id
+    );
+    let mut text = |name: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            let _ = write!(json, r#","{name}":"#);
+            write_json_string(&mut json, value);
+        }
+    };
+    text("caller", Some(event.caller.map_or(UNAUTHENTICATED, |caller| caller.object)));
+    text("caller.tenant", event.caller.map(|caller| caller.tenant));
+    text("caller.app", event.caller.map(|caller| caller.app));
+    text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
+    text("tool.schema_sha256", event.tool.map(|(_, schema)| schema.as_str()));
+    text("arguments_sha256", event.arguments.map(Digest::hex).as_ref().map(HexDigest::as_str));
+    text("event.decision", Some(event.decision.as_str()));
+    text("event.outcome", Some(event.outcome));
+    text("idempotency_key", event.idempotency_key);
+    if let Some(address) = event.client_address {
+        let _ = write!(json, r#","client.address":"{address}""#);
+    }
+    if let Some(status) = event.backend_status {
+        let _ = write!(json, r#","backend.status_code":{status}"#);
+    }
+    let _ =
+        write!(json, r#","backend.attempts":{},"event.duration_ms":{}}}"#, event.attempts, milliseconds(event.took));
+    json
+}
+
+/// Follows the chain of a file, for `mcp-server audit verify`.
+///
+/// # Errors
+///
+/// At the first link that is broken, or when the file cannot be read.
+pub fn verify(path: &Path) -> Result<Whole, Broken> {
+    let head = file::read_head(&head_path(path))?;
+    chain::verify(BufReader::with_capacity(1 << 20, std::fs::File::open(path)?), head.as_ref())
+}
+
+/// The head of a file lies beside it.
+fn head_path(path: &Path) -> PathBuf {
+    let mut head = path.as_os_str().to_owned();
+    head.push(".head");
+    head.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::telemetry::trace::TraceContext;
+
+    #[test]
+    fn the_same_arguments_have_the_same_digest_in_whatever_order_they_come() {
+        let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let one = digest_of_json(&parsed(r#"{"b":{"y":1,"x":[1,2.5,null]},"a":"ü"}"#));
+        assert_eq!(one, digest_of_json(&parsed(r#" { "a" : "\u00fc", "b": {"x":[1,2.50,null],"y":1}} "#)));
+        // What anybody gets who hashes `{"a":"ü","b":{"x":[1,2.5,null],"y":1}}`.
+        assert_eq!(one, Digest::of(r#"{"a":"ü","b":{"x":[1,2.5,null],"y":1}}"#.as_bytes()));
+        assert_eq!(Digest::of(b"").hex().as_str(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_ne!(one, digest_of_json(&json!({})));
+    }
+
+    #[test]
+    fn a_record_is_one_object_whatever_its_parts_hold() {
+        let hostile = "a\"\\\n\u{1b}[31m{},\u{2028}";
+        let schema = Digest::of(b"schema").hex();
+        let arguments = Digest::of(b"{}");
+        let event = Event {
+            name: Name::ToolCall,
+            caller: Some(Subject { tenant: hostile, object: hostile, app: hostile }),
+            tool: Some((hostile, &schema)),
+            arguments: Some(&arguments),
+            idempotency_key: Some(hostile),
+            backend_status: Some(201),
+            ..Event::refused_caller(TraceContext::begin().trace_id(), [127, 0, 0, 1].into(), hostile)
+        };
+        let text = json(&event_id(), &event);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
+        assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));
+        assert_eq!(value["arguments_sha256"], arguments.hex().as_str());
+        assert_eq!(value.as_object().unwrap().len(), 17, "{value:#}");
+    }
+
+    #[test]
+    fn ids_of_events_are_unique_and_in_the_order_of_time() {
+        let ids: std::collections::BTreeSet<_> = (0..10_000).map(|_| event_id().to_string()).collect();
+        assert_eq!(ids.len(), 10_000);
+        assert!(ids.iter().all(|id| uuid::Uuid::try_parse(id).unwrap().get_version_num() == 7));
+    }
+}

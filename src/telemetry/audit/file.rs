@@ -1,0 +1,507 @@
+//! The audit file: opened once, only ever appended to, by a thread of its own.
+//!
+//! A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
+//! stopped half-way goes on where it stopped, so that the chain stays whole. What finds no room in the queue meanwhile is counted,
+//! and the chain tells how many events it lacks.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::chain::{Head, MOST_TORN_BYTES, Note, Record};
+use super::head_path;
+use crate::telemetry::logs::Rfc3339;
+
+/// How many events may wait for the disk.
+const QUEUED_EVENTS: usize = 8_192;
+/// How many are written at once.
+const BATCH: usize = 1_024;
+/// How long the thread lets events gather after each batch: a wake-up and a sync for each would cost more than the event.
+const COLLECTING: Duration = Duration::from_millis(5);
+/// How long it waits before it tries again after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system does not let us.
+    #[error("cannot open `{path}`, as AUDIT_LOG_FILE asks")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("`{0}` is in use by another server; AUDIT_LOG_FILE has to name a file for each")]
+    InUse(PathBuf),
+    /// It holds something else, or was tampered with at its end.
+    #[error(
+        "`{0}` does not end like an audit file; check it with `mcp-server audit verify`, and move it away with its `.head`"
+    )]
+    Foreign(PathBuf),
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// An event, as a JSON object.
+    Event(String),
+    /// Nothing more will come; tells how many events are not in the file.
+    Close(oneshot::Sender<u64>),
+}
+
+/// The way to the thread.
+#[derive(Debug)]
+pub(super) struct FileSink {
+    queue: mpsc::Sender<Message>,
+    state: Arc<State>,
+    thread: Thread,
+    path: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failing: AtomicBool,
+    closing: AtomicBool,
+    /// Events that found no room, since the start.
+    lost: AtomicU64,
+}
+
+impl FileSink {
+    /// Opens the file and starts the thread, which continues the chain.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Io { path: path.to_owned(), source };
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let head_path = head_path(path);
+        let (mut end, torn) = end_of(&mut file).map_err(failed)?.ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
+        let head = read_head(&head_path).map_err(failed)?;
+        report(path, head.as_ref(), &end, torn.as_deref());
+
+        let mut pending = String::new();
+        let now = now();
+        if let Some(torn) = torn {
+            pending.push('\n');
+            end.append(&Note::sealing(&torn).event(&now), &mut pending);
+        }
+        end.append(&Note::Started { head }.event(&now), &mut pending);
+
+        let (queue, events) = mpsc::channel(QUEUED_EVENTS);
+        let state = Arc::new(State::default());
+        let disk = Disk { file, head_path };
+        let writer =
+            Writer { disk, end, pending, written: 0, pending_events: 0, state: Arc::clone(&state), lost_and_told: 0 };
+        let thread =
+            thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(events)).map_err(failed)?;
+        Ok(Self { queue, state, thread: thread.thread().clone(), path: path.to_owned() })
+    }
+
+    /// Room for one event, unless the disk fails or is too slow.
+    pub(super) fn reserve(&self) -> Option<mpsc::OwnedPermit<Message>> {
+        if !self.is_healthy() {
+            return None;
+        }
+        self.queue.clone().try_reserve_owned().ok()
+    }
+
+    /// Hands over an event, or counts it as lost.
+    pub(super) fn send(&self, event: String) {
+        if self.queue.try_send(Message::Event(event)).is_err() {
+            self.state.lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        self.state.lost.load(Relaxed)
+    }
+
+    pub(super) fn is_healthy(&self) -> bool {
+        !self.state.failing.load(Relaxed)
+    }
+
+    pub(super) async fn close(&self, patience: Duration) {
+        let (done, closed) = oneshot::channel();
+        let closing = async {
+            self.queue.send(Message::Close(done)).await.ok()?;
+            closed.await.ok()
+        };
+        // A disk that fails now gets one more try.
+        self.state.closing.store(true, Relaxed);
+        self.thread.unpark();
+        match tokio::time::timeout(patience, closing).await {
+            Ok(Some(0)) => {}
+            Ok(Some(missing)) => error!("{missing} audit events are not in `{}`", self.path.display()),
+            Ok(None) | Err(_) => error!("audit events may be missing in `{}`", self.path.display()),
+        }
+    }
+}
+
+/// Says what was found at the start.
+fn report(path: &Path, head: Option<&Head>, end: &Head, torn: Option<&[u8]>) {
+    let path = path.display();
+    if let Some(torn) = torn {
+        warn!("`{path}` ended with {} bytes of an unfinished record, as a crash leaves it; it is sealed", torn.len());
+    }
+    let missing = match head {
+        Some(head) => head.sequence > end.sequence || (head.sequence == end.sequence && head.hash != end.hash),
+        None => end.sequence > 0,
+    };
+    if missing {
+        error!(
+            "`{path}` does not end where its head says: audit records were removed, or one of the two files; \
+             `mcp-server audit verify` tells more"
+        );
+    }
+    info!("audit events go to `{path}` from record {} on", end.sequence + 1);
+}
+
+/// The end of the chain in a file, and what a crash has left behind it; `None` when this is no audit file.
+fn end_of(file: &mut File) -> io::Result<Option<(Head, Option<Vec<u8>>)>> {
+    let length = file.metadata()?.len();
+    // Room for the last record before whatever was torn.
+    let tail = length.min(2 * MOST_TORN_BYTES as u64);
+    file.seek(SeekFrom::Start(length - tail))?;
+    let mut bytes = Vec::new();
+    file.take(tail).read_to_end(&mut bytes)?;
+
+    let mut end = (tail == length).then(Head::start);
+    let mut torn = bytes.as_slice();
+    let mut behind = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n').rev() {
+        if let Some(Ok(record)) = line.strip_suffix(b"\n").map(Record::read) {
+            end = Some(record.head());
+            torn = bytes.get(bytes.len() - behind..).unwrap_or_default();
+            break;
+        }
+        behind += line.len();
+    }
+    // A crash leaves the beginning of a record. A line that is finished, and no record, was not left by one.
+    let by_a_crash = begins_like_a_record(torn) && !torn.ends_with(b"\n");
+    let torn = Some(torn.to_vec()).filter(|torn| !torn.is_empty());
+    Ok(end.filter(|_| by_a_crash).map(|end| (end, torn)))
+}
+
+fn begins_like_a_record(torn: &[u8]) -> bool {
+    const START: &[u8] = br#"{"sequence":"#;
+    // Nothing at all is the beginning of one, too.
+    torn.iter().zip(START).all(|(found, expected)| found == expected)
+}
+
+/// The head beside a file; `None` when there is none, or nothing that could be one.
+pub(super) fn read_head(path: &Path) -> io::Result<Option<Head>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn now() -> String {
+    Rfc3339(OffsetDateTime::now_utc()).to_string()
+}
+
+/// What the thread writes to.
+trait Medium {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Makes what was appended safe, and then names its end.
+    fn commit(&mut self, end: &Head) -> io::Result<()>;
+}
+
+struct Disk {
+    file: File,
+    head_path: PathBuf,
+}
+
+impl Medium for Disk {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn commit(&mut self, end: &Head) -> io::Result<()> {
+        self.file.sync_data()?;
+        // Replaced as a whole, so that a crash leaves the old one or the new one.
+        let next = self.head_path.with_extension("head.new");
+        let mut head = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        head.write_all(&serde_json::to_vec(end)?)?;
+        head.sync_data()?;
+        std::fs::rename(next, &self.head_path)
+    }
+}
+
+struct Writer<M> {
+    disk: M,
+    end: Head,
+    /// Records that are not safe yet, and how much of them is written.
+    pending: String,
+    written: usize,
+    /// How many of them are events.
+    pending_events: u64,
+    state: Arc<State>,
+    lost_and_told: u64,
+}
+
+impl<M: Medium> Writer<M> {
+    #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
+    fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        self.write_until_done();
+        while let Some(first) = queue.blocking_recv() {
+            let mut close = None;
+            let mut taken = 0;
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message {
+                    Message::Event(event) => {
+                        self.end.append(&event, &mut self.pending);
+                        self.pending_events += 1;
+                    }
+                    Message::Close(done) => close = Some(done),
+                }
+                taken += 1;
+                next = if taken < BATCH { queue.try_recv().ok() } else { None };
+            }
+            let unwritten = self.settle();
+            if let Some(done) = close {
+                if !unwritten {
+                    self.end.append(&Note::Stopped.event(&now()), &mut self.pending);
+                    self.write_until_done();
+                    info!("the audit file ends with record {} and hash {}", self.end.sequence, self.end.hash);
+                }
+                let missing = self.pending_events + self.state.lost.load(Relaxed);
+                // Whoever waits for us may want the file.
+                drop(self);
+                let _ = done.send(missing);
+                return;
+            }
+            thread::sleep(COLLECTING);
+        }
+    }
+
+    /// Writes what is pending, and how much was lost meanwhile; true when it could not, and there is no time to try again.
+    fn settle(&mut self) -> bool {
+        let lost = self.state.lost.load(Relaxed);
+        let untold = lost - self.lost_and_told;
+        if untold > 0 {
+            self.end.append(&Note::Lost { events: untold }.event(&now()), &mut self.pending);
+            self.lost_and_told = lost;
+        }
+        !self.write_until_done()
+    }
+
+    /// Tries until it is done; false when the server stops first.
+    fn write_until_done(&mut self) -> bool {
+        loop {
+            let closing = self.state.closing.load(Relaxed);
+            match self.write() {
+                Ok(()) => {
+                    if self.state.failing.swap(false, Relaxed) {
+                        warn!("audit events can be written again; {} were lost so far", self.state.lost.load(Relaxed));
+                    }
+                    return true;
+                }
+                Err(error) => {
+                    if !self.state.failing.swap(true, Relaxed) {
+                        error!(cause = %error, "AUDIT EVENTS CANNOT BE WRITTEN to the file; trying again each second");
+                    }
+                }
+            }
+            if closing {
+                return false;
+            }
+            // Woken by a server that stops.
+            thread::park_timeout(RETRY);
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        while let Some(rest) = self.pending.as_bytes().get(self.written..).filter(|rest| !rest.is_empty()) {
+            match self.disk.append(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.disk.commit(&self.end)?;
+        self.pending.clear();
+        self.pending.shrink_to(64 * 1024);
+        self.written = 0;
+        self.pending_events = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::telemetry::audit::{Broken, verify};
+
+    const EVENT: &str = r#"{"event.name":"tool_call"}"#;
+
+    /// Opens the file, writes so many events, and closes it.
+    async fn write(path: &Path, events: usize) {
+        let sink = FileSink::open(path).unwrap();
+        for _ in 0..events {
+            sink.send(EVENT.to_owned());
+        }
+        sink.close(Duration::from_secs(10)).await;
+        assert_eq!((sink.lost(), sink.is_healthy()), (0, true));
+    }
+
+    #[tokio::test]
+    async fn the_chain_goes_on_over_restarts_and_only_we_may_read_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        for run in 1..=3 {
+            write(&path, 5).await;
+            let whole = verify(&path).unwrap();
+            // `started`, five events, `stopped`.
+            assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (run * 7, 0, 0));
+        }
+        for file in [&path, &head_path(&path)] {
+            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let _in_use = FileSink::open(&path).unwrap();
+        assert!(matches!(FileSink::open(&path), Err(OpenError::InUse(_))));
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_leaves_is_sealed_and_what_is_no_audit_file_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let append = |bytes: &[u8]| OpenOptions::new().append(true).open(&path).unwrap().write_all(bytes).unwrap();
+        write(&path, 2).await;
+        let torn = [
+            br#"{"sequence":5,"previous":"ab"#.as_slice(),
+            b"{\"sequence\":5,\"previous\":\"ab\n{\"sequence\":6",
+            b"{",
+        ];
+        for (run, torn) in torn.into_iter().enumerate() {
+            append(torn);
+            assert!(matches!(verify(&path), Err(Broken::Link { .. })));
+            write(&path, 1).await;
+            assert_eq!(verify(&path).unwrap().torn_lines, run as u64 + 1);
+        }
+        let before = std::fs::read(&path).unwrap();
+        for foreign in [b"root:x:0:0\n".as_slice(), b"{\"sequence\":1}\n", b"half a word"] {
+            append(foreign);
+            assert!(matches!(FileSink::open(&path), Err(OpenError::Foreign(_))), "{foreign:?}");
+            std::fs::write(&path, &before).unwrap();
+        }
+        assert!(matches!(FileSink::open(&folder.path().join("no/folder")), Err(OpenError::Io { .. })));
+    }
+
+    #[tokio::test]
+    async fn lines_that_go_missing_between_two_runs_show_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        for keep in [0, 3] {
+            write(&path, 5).await;
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.split_inclusive('\n').take(keep).collect::<String>()).unwrap();
+            write(&path, 5).await;
+            let broken = verify(&path).unwrap_err().to_string();
+            assert!(broken.contains("lines are missing"), "{broken}");
+            std::fs::remove_file(&path).unwrap();
+            std::fs::remove_file(head_path(&path)).unwrap();
+        }
+        write(&path, 1).await;
+        std::fs::remove_file(head_path(&path)).unwrap();
+        assert!(verify(&path).unwrap_err().to_string().contains("the head was missing"));
+    }
+
+    /// A disk that is full from time to time, and takes no more than a few bytes at once.
+    #[derive(Clone)]
+    struct Moody(Arc<Mutex<(Vec<u8>, Option<Head>, usize)>>);
+
+    impl Medium for Moody {
+        fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            disk.2 += 1;
+            if disk.2.is_multiple_of(5) {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let taken = bytes.len().min(7 + disk.2 % 60);
+            disk.0.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn commit(&mut self, end: &Head) -> io::Result<()> {
+            let mut disk = self.0.lock().unwrap();
+            disk.2 += 1;
+            if disk.2.is_multiple_of(3) {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            disk.1 = Some(end.clone());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_write_that_failed_half_way_goes_on_where_it_stopped() {
+        let disk = Moody(Arc::default());
+        let (state, end) = (Arc::new(State::default()), Head::start());
+        let mut writer = Writer {
+            disk: disk.clone(),
+            end,
+            pending: String::new(),
+            written: 0,
+            pending_events: 0,
+            state: Arc::clone(&state),
+            lost_and_told: 0,
+        };
+        // Nobody waits for the second between two tries.
+        state.closing.store(true, Relaxed);
+        let (mut tries, mut failures) = (0, 0);
+        for _ in 0..50 {
+            writer.end.append(EVENT, &mut writer.pending);
+            state.lost.fetch_add(1, Relaxed);
+            while writer.settle() {
+                assert!(state.failing.load(Relaxed));
+                failures += 1;
+                tries += 1;
+                assert!(tries < 10_000, "it never ends");
+            }
+            assert!(!state.failing.load(Relaxed));
+        }
+        let disk = disk.0.lock().unwrap();
+        let whole = super::super::chain::verify(disk.0.as_slice(), disk.1.as_ref()).unwrap();
+        assert!(failures > 50, "{failures}");
+        assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (100, 0, 50));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_known_and_what_finds_no_room_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let sink = FileSink::open(&path).unwrap();
+        while sink.is_healthy() {
+            tokio::task::yield_now().await;
+        }
+        assert!(sink.reserve().is_none());
+        for _ in 0..QUEUED_EVENTS + 10 {
+            sink.send(EVENT.to_owned());
+        }
+        assert_eq!(sink.lost(), 10);
+        sink.close(Duration::from_secs(10)).await;
+    }
+}
