@@ -24,7 +24,9 @@ use crate::backend::{BackendClient, BreakerState, Route};
 use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource};
 use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, Settings};
 use crate::telemetry::audit::{Audit, OpenError};
+use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::Spans;
 use crate::tools::{TOOL_NAMES, ToolServer};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
 
@@ -33,7 +35,7 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// What calls get to say that they ran out of time, once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// What the audit file gets to take what is left, once all calls are over.
+/// What the audit file and the collector of traces get to take what is left, once all calls are over.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// The server, bound and wired, serving nothing yet.
@@ -46,6 +48,7 @@ pub struct App {
     health: Arc<Health>,
     backend: Arc<BackendClient>,
     audit: Arc<Audit>,
+    spans: Option<Spans>,
     out_of_time: CancellationToken,
     drain_delay: Duration,
     shutdown_grace: Duration,
@@ -71,8 +74,8 @@ pub enum AppError {
     /// Callers' tokens cannot be checked on this machine.
     #[error("cannot check the tokens of callers")]
     Verifier(#[from] VerifierError),
-    /// The HTTP client for the backend cannot be built: the platform's certificates, most likely.
-    #[error("cannot build the HTTP client for the backend")]
+    /// An HTTP client cannot be built: the platform's certificates, most likely.
+    #[error("cannot build an HTTP client")]
     Client(#[from] reqwest::Error),
     /// The audit file cannot be used.
     #[error(transparent)]
@@ -107,9 +110,10 @@ impl App {
             warn!("{warning}");
         }
         let audit = Arc::new(Audit::start(&settings.telemetry.audit)?);
+        let spans = settings.telemetry.traces.as_ref().map(Spans::start).transpose()?;
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
         let observed = Arc::new(OnceLock::new());
-        let metrics = Arc::new(metrics_of(&identity, &observed, &audit));
+        let metrics = Arc::new(metrics_of(&identity, &observed, &audit, spans.as_ref()));
         let mut backend = BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?;
         if matches!(settings.backend.auth, BackendAuth::OnBehalfOf { .. }) {
             backend = backend.with_users(OnBehalfOf::new(&settings.identity, settings.backend.timeout)?);
@@ -126,6 +130,7 @@ impl App {
             Arc::clone(&backend),
             Arc::clone(&metrics),
             Arc::clone(&audit),
+            spans.clone(),
             settings.web.max_in_flight_per_tool,
             settings.log.debug,
             out_of_time.clone(),
@@ -145,6 +150,7 @@ impl App {
             health,
             backend,
             audit,
+            spans,
             out_of_time,
             drain_delay: settings.web.drain_delay,
             shutdown_grace: settings.web.shutdown_grace,
@@ -208,6 +214,7 @@ impl App {
             stop_accepting,
             health: self.health,
             audit: self.audit,
+            spans: self.spans,
             out_of_time: self.out_of_time,
             drain_delay: self.drain_delay,
             shutdown_grace: self.shutdown_grace,
@@ -223,6 +230,7 @@ struct Serving {
     stop_accepting: CancellationToken,
     health: Arc<Health>,
     audit: Arc<Audit>,
+    spans: Option<Spans>,
     out_of_time: CancellationToken,
     drain_delay: Duration,
     shutdown_grace: Duration,
@@ -253,7 +261,12 @@ impl Serving {
             self.out_of_time.cancel();
             let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
         }
-        self.audit.close(LAST_WRITES).await;
+        let flush = async {
+            if let Some(spans) = &self.spans {
+                spans.flush(LAST_WRITES).await;
+            }
+        };
+        tokio::join!(flush, self.audit.close(LAST_WRITES));
         info!("stopped");
         match ended {
             None => Ok(()),
@@ -287,6 +300,7 @@ fn metrics_of(
     identity: &Arc<TokenSource>,
     backend: &Arc<OnceLock<Weak<BackendClient>>>,
     audit: &Arc<Audit>,
+    spans: Option<&Spans>,
 ) -> Metrics {
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
     let backend = Arc::clone(backend);
@@ -309,6 +323,24 @@ fn metrics_of(
     metrics.observe("mcp_server_token_age_seconds", "Seconds since the token was received; 0 without one", move || {
         source.stats().age.unwrap_or_default().as_secs_f64()
     });
+    metrics.observe(
+        "mcp_server_log_lines_dropped",
+        "Log lines that were dropped because nobody read them in time, since the start",
+        || logs::dropped_lines() as f64,
+    );
+    if let Some(spans) = spans {
+        let (sent, kept) = (spans.clone(), spans.clone());
+        metrics.observe(
+            "mcp_server_spans_exported",
+            "Spans that the collector has taken, since the start",
+            move || sent.exported() as f64,
+        );
+        metrics.observe(
+            "mcp_server_spans_dropped",
+            "Spans that were not sent because the collector is too slow, or not there",
+            move || kept.dropped() as f64,
+        );
+    }
     let file = Arc::clone(audit);
     metrics.observe(
         "mcp_server_audit_events_lost",

@@ -52,7 +52,8 @@ pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
 use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
-use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace};
+use crate::telemetry::spans::Attempt;
+use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace, TraceContext};
 use retry::Attempts;
 
 /// A connection that takes longer than this counts as not to be had.
@@ -112,6 +113,10 @@ impl Route {
         ("GET", "/query/{dataset}"),
         ("GET", "/health"),
     ];
+
+    fn template(self) -> (&'static str, &'static str) {
+        Self::TEMPLATES.get(self as usize).copied().unwrap_or_default()
+    }
 }
 
 /// What one tool call may spend on the backend, and what it did spend.
@@ -124,6 +129,8 @@ pub struct Call {
     told: Option<Told>,
     attempts: AtomicU32,
     status: AtomicU16,
+    /// The status of the attempt that is being made.
+    attempt_status: AtomicU16,
     /// The `Idempotency-Key` of its write, once that was about to be sent.
     idempotency_key: OnceLock<String>,
 }
@@ -136,10 +143,7 @@ impl Call {
 
     /// The status of its last answer, if there was one.
     pub fn status(&self) -> Option<u16> {
-        match self.status.load(Relaxed) {
-            0 => None,
-            status => Some(status),
-        }
+        some_status(&self.status)
     }
 
     /// The `Idempotency-Key` that went along with its write, if there was one.
@@ -160,6 +164,10 @@ impl Call {
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
+}
+
+fn some_status(status: &AtomicU16) -> Option<u16> {
+    Some(status.load(Relaxed)).filter(|status| *status != 0)
 }
 
 /// A request before it has a token: what stays the same over its attempts.
@@ -267,6 +275,7 @@ impl BackendClient {
             told: None,
             attempts: AtomicU32::new(0),
             status: AtomicU16::new(0),
+            attempt_status: AtomicU16::new(0),
             idempotency_key: OnceLock::new(),
         }
     }
@@ -402,20 +411,37 @@ impl BackendClient {
     async fn exchange(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
         let _busy = self.metrics.backend_in_flight();
         let started = Instant::now();
-        let answer = match timeout_at(call.deadline, self.ask(call, request, token)).await {
+        let resends = call.attempts.fetch_add(1, Relaxed);
+        call.attempt_status.store(0, Relaxed);
+        let context = call.trace.context.child();
+        let span = call.trace.attempt(context, || {
+            let (method, template) = request.route.template();
+            let (address, port) = (self.base_url.host_str().unwrap_or_default(), self.base_url.port_or_known_default());
+            Attempt { method, template, address, port: port.unwrap_or_default(), resends }
+        });
+        let answer = match timeout_at(call.deadline, self.ask(call, request, token, context)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
         };
         let outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
         self.metrics.backend_asked(request.route as usize, outcome, started.elapsed());
+        if let Some(span) = span {
+            let failure = (outcome != Exchange::Success).then(|| outcome.as_str());
+            span.end_attempt(some_status(&call.attempt_status), failure);
+        }
         answer
     }
 
-    async fn ask(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
-        call.attempts.fetch_add(1, Relaxed);
+    async fn ask(
+        &self,
+        call: &Call,
+        request: &Outgoing,
+        token: &BearerToken,
+        context: TraceContext,
+    ) -> Result<Bytes, BackendError> {
         let mut headers = self.headers.clone();
         headers.insert(header::AUTHORIZATION, token.authorization().clone());
-        headers.insert(TRACEPARENT, call.trace.context.child().header());
+        headers.insert(TRACEPARENT, context.header());
         if let Some(state) = &call.trace.state {
             headers.insert(TRACESTATE, state.clone());
         }
@@ -451,6 +477,7 @@ impl BackendClient {
     async fn answer(&self, call: &Call, request: &Outgoing, response: Response) -> Result<Bytes, BackendError> {
         let status = response.status();
         call.status.store(status.as_u16(), Relaxed);
+        call.attempt_status.store(status.as_u16(), Relaxed);
         if status.is_success() {
             return self.body(request, response).await;
         }

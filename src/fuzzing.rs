@@ -47,6 +47,7 @@ impl Bench {
             Arc::clone(&backend),
             Arc::clone(&metrics),
             Arc::default(),
+            None,
             512,
             false,
             CancellationToken::new(),

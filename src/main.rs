@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand};
 use mcp_server::app::App;
 use mcp_server::check::{self, Verdict};
 use mcp_server::settings::{self, Environment, Settings, SettingsError};
-use mcp_server::telemetry::{audit, logs};
+use mcp_server::telemetry::audit;
+use mcp_server::telemetry::logs::{self, LevelSwitch};
 use mcp_server::web::healthcheck;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -104,11 +105,18 @@ fn bad_settings(error: SettingsError) -> ExitCode {
 
 /// Installs the logs, runs to the end, and flushes them.
 fn run(settings: &Settings, work: impl Future<Output = anyhow::Result<()>>) -> Result<(), ExitCode> {
-    let _logs = logs::install(&settings.log).map_err(|error| {
+    let logs = logs::install(&settings.log).map_err(|error| {
         eprintln!("mcp-server cannot write logs: {error:#}");
         ExitCode::FAILURE
     })?;
-    let ended = start_runtime().and_then(|runtime| runtime.block_on(work));
+    let ended = start_runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            tokio::select! {
+                ended = work => ended,
+                error = switch_level(logs.level()) => error,
+            }
+        })
+    });
     ended.map_err(|error| {
         tracing::error!("mcp-server ends with an error: {error:#}");
         ExitCode::FAILURE
@@ -118,6 +126,15 @@ fn run(settings: &Settings, work: impl Future<Output = anyhow::Result<()>>) -> R
 fn start_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     // As many workers as the cgroup's CPU quota allows.
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// SIGUSR1 takes the log to DEBUG, and back.
+async fn switch_level(level: LevelSwitch) -> anyhow::Result<()> {
+    let mut signals = signal(SignalKind::user_defined1())?;
+    while signals.recv().await.is_some() {
+        level.toggle();
+    }
+    pending().await
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
@@ -201,7 +218,7 @@ fn demo(options: &mcp_server::app::demo::Options) -> Result<(), ExitCode> {
     let runtime = start_runtime().map_err(fail)?;
     let stand_ins = runtime.block_on(Demo::start(options)).map_err(fail)?;
     let settings = stand_ins.settings(&vars).map_err(bad_settings)?;
-    let _logs = logs::install(&settings.log).map_err(fail)?;
+    let logs = logs::install(&settings.log).map_err(fail)?;
     runtime
         .block_on(async {
             let mut signals = Signals::listen()?;
@@ -210,6 +227,7 @@ fn demo(options: &mcp_server::app::demo::Options) -> Result<(), ExitCode> {
             tokio::select! {
                 ended = serve_until_told(app, &mut signals) => ended,
                 error = introduction => Err(error),
+                error = switch_level(logs.level()) => error,
             }
         })
         .map_err(fail)

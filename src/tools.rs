@@ -24,8 +24,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, CustomRequest, CustomResult,
-    DiscoverResult, ErrorCode as RpcErrorCode, Implementation, JsonObject, ListToolsResult, MetaObject,
-    PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig, Tool as ToolDefinition, ToolAnnotations,
+    DiscoverResult, ErrorCode as RpcErrorCode, Implementation, InitializeRequestParams, InitializeResult, JsonObject,
+    ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig,
+    Tool as ToolDefinition, ToolAnnotations,
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -44,7 +45,8 @@ use crate::payload::Payload;
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Audit, Decision, Digest, HexDigest, Slot, Subject};
 use crate::telemetry::metrics::{Metrics, Outcome, Shed};
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::spans::{Operation, Span, Spans};
+use crate::telemetry::trace::{RequestTrace, Trace};
 use args::Rules;
 
 /// The protocol revisions that we serve. 2024-11-05 knew another transport.
@@ -199,6 +201,8 @@ struct Shared {
     /// Which tools there are for anybody (`ENABLED_TOOLS`, `READ_ONLY`), in the order of the table.
     switched_on: [bool; TOOL_NAMES.len()],
     audit: Arc<Audit>,
+    /// Where requests are traced, if they are.
+    spans: Option<Spans>,
     /// Room for calls of each tool, so that one tool cannot take all of it.
     room: [Semaphore; TOOL_NAMES.len()],
     /// Whether failures tell their technical cause (`DEBUG=true`).
@@ -217,6 +221,7 @@ impl ToolServer {
         backend: Arc<BackendClient>,
         metrics: Arc<Metrics>,
         audit: Arc<Audit>,
+        spans: Option<Spans>,
         max_in_flight_per_tool: usize,
         tell_causes: bool,
         out_of_time: CancellationToken,
@@ -236,7 +241,8 @@ impl ToolServer {
             .with_instructions(INSTRUCTIONS)
             .with_protocol_version(ProtocolVersion::V_2025_11_25);
         let room = std::array::from_fn(|_| Semaphore::new(max_in_flight_per_tool));
-        let shared = Shared { backend, metrics, switched_on, audit, room, tell_causes, out_of_time, info, result_meta };
+        let shared =
+            Shared { backend, metrics, switched_on, audit, spans, room, tell_causes, out_of_time, info, result_meta };
         Self { shared: Arc::new(shared) }
     }
 
@@ -317,6 +323,46 @@ impl ToolServer {
         }
     }
 
+    /// Begins the span of an MCP request, if requests are traced; gives what goes on to the backend.
+    fn operation(
+        &self,
+        method: &'static str,
+        tool: Option<&'static str>,
+        trace: &RequestTrace,
+        caller: Option<&Caller>,
+        context: &RequestContext<RoleServer>,
+    ) -> (Trace, Option<Span>) {
+        let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
+        let version = context.protocol_version();
+        let operation = Operation {
+            method,
+            tool,
+            protocol: version.as_ref().map(ProtocolVersion::as_str),
+            request_id: context.id.to_string(),
+            client_address: caller.map(Caller::address),
+        };
+        spans.operation(trace, &operation)
+    }
+
+    /// Traces a request that is answered at once.
+    fn traced<T>(
+        &self,
+        method: &'static str,
+        context: &RequestContext<RoleServer>,
+        answer: impl FnOnce() -> Result<T, ErrorData>,
+    ) -> Result<T, ErrorData> {
+        if self.shared.spans.is_none() {
+            return answer();
+        }
+        let (trace, caller) = origin(context);
+        let (_, span) = self.operation(method, None, &trace, caller.as_ref(), context);
+        let answer = answer();
+        if let Some(span) = span {
+            span.end_request(answer.as_ref().err().map(|error| error.code.0));
+        }
+        answer
+    }
+
     /// Asking for a tool that does not exist leaves its trace. The name is the caller's text, so it is not repeated.
     fn refuse_unknown_tool(&self, request: &CallToolRequestParams, context: &RequestContext<RoleServer>) {
         let (trace, caller) = origin(context);
@@ -343,10 +389,13 @@ impl ToolServer {
         let (trace, caller) = origin(context);
         let parts = context.extensions.get::<http::request::Parts>();
         let principal = caller.as_ref().and_then(principal);
+        let tool = TOOL_NAMES.get(entry.index).copied();
+        let (onward, span) = self.operation("tools/call", tool, &trace, caller.as_ref(), context);
         Ending {
             shared: Arc::clone(&self.shared),
             entry,
-            call: Arc::new(self.shared.backend.begin_call_for(trace.trace().clone(), principal)),
+            call: Arc::new(self.shared.backend.begin_call_for(onward, principal)),
+            span,
             arguments: audit::digest_of_json(arguments),
             decision: Decision::Allowed,
             slot: None,
@@ -390,6 +439,8 @@ struct Ending {
     decision: Decision,
     /// Room for the audit event, where the call depends on it.
     slot: Option<Slot>,
+    /// Where the call is traced, if it is.
+    span: Option<Span>,
     caller: Option<Caller>,
     payload: Option<Payload>,
     step_up: Option<StepUp>,
@@ -449,6 +500,9 @@ impl Ending {
             idempotency_key: self.call.idempotency_key(),
             took,
         };
+        if let Some(span) = self.span.take() {
+            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word));
+        }
         match self.slot.take() {
             Some(slot) => self.shared.audit.record_in(slot, &event),
             None => self.shared.audit.record(&event),
@@ -498,10 +552,21 @@ impl ServerHandler for ToolServer {
         Cow::Borrowed(PROTOCOL_VERSIONS)
     }
 
+    async fn initialize(
+        &self,
+        request: InitializeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<InitializeResult, ErrorData> {
+        context.peer.set_peer_info(request.clone());
+        self.traced("initialize", &context, || self.negotiate_initialize(&request))
+    }
+
     async fn discover(&self, context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
-        let mut result = DiscoverResult::from_server_info(PROTOCOL_VERSIONS.to_vec(), self.get_info());
-        (result.ttl_ms, result.cache_scope) = cache_hints(&context);
-        Ok(result)
+        self.traced("server/discover", &context, || {
+            let mut result = DiscoverResult::from_server_info(PROTOCOL_VERSIONS.to_vec(), self.get_info());
+            (result.ttl_ms, result.cache_scope) = cache_hints(&context);
+            Ok(result)
+        })
     }
 
     async fn list_tools(
@@ -509,18 +574,20 @@ impl ServerHandler for ToolServer {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        if request.is_some_and(|page| page.cursor.is_some()) {
-            return Err(ErrorData::invalid_params("the list of tools has one page: send no cursor", None));
-        }
-        let caller = caller(&context);
-        let visible = self.entries().filter(|entry| caller.is_some_and(|caller| caller.may(entry.permission)));
-        let mut list = ListToolsResult::with_all_items(visible.map(|entry| entry.definition.clone()).collect());
-        if is_modern(&context) {
-            let (ttl_ms, cache_scope) = cache_hints(&context);
-            list = list.with_ttl_ms(ttl_ms).with_cache_scope(cache_scope);
-            list.meta = Some(self.shared.result_meta.clone());
-        }
-        Ok(list)
+        self.traced("tools/list", &context, || {
+            if request.is_some_and(|page| page.cursor.is_some()) {
+                return Err(ErrorData::invalid_params("the list of tools has one page: send no cursor", None));
+            }
+            let caller = caller(&context);
+            let visible = self.entries().filter(|entry| caller.is_some_and(|caller| caller.may(entry.permission)));
+            let mut list = ListToolsResult::with_all_items(visible.map(|entry| entry.definition.clone()).collect());
+            if is_modern(&context) {
+                let (ttl_ms, cache_scope) = cache_hints(&context);
+                list = list.with_ttl_ms(ttl_ms).with_cache_scope(cache_scope);
+                list.meta = Some(self.shared.result_meta.clone());
+            }
+            Ok(list)
+        })
     }
 
     fn get_tool(&self, name: &str) -> Option<ToolDefinition> {
@@ -535,10 +602,12 @@ impl ServerHandler for ToolServer {
         let Some(entry) = self.find(&request.name) else {
             self.refuse_unknown_tool(&request, &context);
             let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();
-            return Err(ErrorData::invalid_params(
-                format!("there is no such tool; the tools are {}", names.join(", ")),
-                None,
-            ));
+            return self.traced("tools/call", &context, || {
+                Err(ErrorData::invalid_params(
+                    format!("there is no such tool; the tools are {}", names.join(", ")),
+                    None,
+                ))
+            });
         };
         let name = TOOL_NAMES.get(entry.index).copied().unwrap_or_default();
         if !caller(&context).is_some_and(|caller| caller.may_call(name, entry.permission)) {
@@ -627,6 +696,7 @@ mod tests {
             Arc::new(backend),
             metrics,
             Arc::default(),
+            None,
             max_in_flight_per_tool,
             false,
             CancellationToken::new(),
@@ -643,6 +713,7 @@ mod tests {
             arguments: Digest::of(b"{}"),
             decision: Decision::Allowed,
             slot: None,
+            span: None,
             caller: None,
             payload: None,
             step_up: None,

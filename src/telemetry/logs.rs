@@ -6,18 +6,20 @@
 
 #[cfg(test)]
 mod properties;
+mod writer;
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber, info};
 use tracing_log::NormalizeEvent;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -26,16 +28,27 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::LogSettings;
+use writer::{LineWriter, WriterGuard};
 
-/// How many lines may wait for stdout. More are dropped, and counted.
-const QUEUED_LINES: usize = 8_192;
-/// How long the writer's thread collects lines before it writes them in one go: a wake-up and a system call for each line would
-/// cost more than the line.
-const COLLECTING: Duration = Duration::from_millis(5);
+/// How many lines of the process's log were dropped. The log is the process's, and so is this.
+static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
+
+/// How many lines were dropped so far because nobody read them in time; 0 where no log is installed.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.load(Relaxed))
+}
 
 /// Keeps the writer's thread alive; dropping it writes what is still queued.
 pub struct LogGuard {
-    _writer: WorkerGuard,
+    level: LevelSwitch,
+    _writer: WriterGuard,
+}
+
+impl LogGuard {
+    /// What changes the level while the process runs.
+    pub fn level(&self) -> LevelSwitch {
+        self.level.clone()
+    }
 }
 
 /// Installs the process's subscriber and panic hook. Called once, by the binary.
@@ -44,46 +57,113 @@ pub struct LogGuard {
 ///
 /// When a subscriber is installed already, or the filter cannot be read (settings check it beforehand).
 pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(QUEUED_LINES)
-        .thread_name("logs")
-        .finish(Collected::new(std::io::stdout()));
+    let lament = if settings.debug { readable_lament } else { lament };
+    let (writer, guard) = LineWriter::start(std::io::stdout(), lament)?;
+    let _ = DROPPED.set(writer.dropped());
     // Audit events have no level: none may silence them.
-    let filter = EnvFilter::try_new(&settings.filter)?.add_directive("audit=info".parse()?);
-    let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(fit_to_print));
+    let configured = EnvFilter::try_new(&settings.filter)?.add_directive("audit=info".parse()?);
+    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
+    let levels = Levels { configured, raised: Arc::clone(&level.raised) };
+    let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
     if settings.debug {
         let lines = tracing_subscriber::fmt::layer()
-            .with_writer(writer)
+            .with_writer(move || writer.clone())
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()));
         subscriber.with(lines).try_init()?;
     } else {
         subscriber.with(JsonLines { writer }).try_init()?;
     }
     log_panics();
-    Ok(LogGuard { _writer: guard })
+    Ok(LogGuard { level, _writer: guard })
 }
 
-/// Collects what is written, and passes it on at a leisurely flush. The writer's thread flushes whenever its queue is empty; while
-/// it pauses here, callers only queue their lines and need not wake it.
-struct Collected<W: std::io::Write>(std::io::BufWriter<W>);
+/// Lets through what `LOG_LEVEL` asks for, and everything down to DEBUG while the level is raised. Which call sites that are is
+/// worked out when it changes, so that a line costs what it cost before.
+struct Levels {
+    configured: EnvFilter,
+    raised: Arc<AtomicBool>,
+}
 
-impl<W: std::io::Write> Collected<W> {
-    fn new(inner: W) -> Self {
-        Self(std::io::BufWriter::with_capacity(64 * 1024, inner))
+impl Levels {
+    fn raises(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::DEBUG && self.raised.load(Relaxed)
     }
 }
 
-impl<W: std::io::Write> std::io::Write for Collected<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.write(bytes)
+impl<S: Subscriber> Layer<S> for Levels {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        let configured = Layer::<S>::register_callsite(&self.configured, metadata);
+        if self.raises(metadata) { Interest::always() } else { configured }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()?;
-        std::thread::sleep(COLLECTING);
-        Ok(())
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, S>) -> bool {
+        self.raises(metadata) || Layer::<S>::enabled(&self.configured, metadata, context)
     }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        let configured = Layer::<S>::max_level_hint(&self.configured)?;
+        Some(if self.raised.load(Relaxed) { configured.max(LevelFilter::DEBUG) } else { configured })
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.configured.on_new_span(attributes, id, context);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        Layer::<S>::on_record(&self.configured, id, values, context);
+    }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        Layer::<S>::on_enter(&self.configured, id, context);
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        Layer::<S>::on_exit(&self.configured, id, context);
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        Layer::<S>::on_close(&self.configured, id, context);
+    }
+}
+
+/// Raises the level to DEBUG and takes it back, while the process runs.
+#[derive(Clone)]
+pub struct LevelSwitch {
+    filter: String,
+    raised: Arc<AtomicBool>,
+}
+
+impl LevelSwitch {
+    /// Changes over, and says so while that can be read.
+    pub fn toggle(&self) {
+        let was_raised = self.raised.load(Relaxed);
+        if was_raised {
+            info!("the log goes back to the level `{}`", self.filter);
+        }
+        self.raised.store(!was_raised, Relaxed);
+        tracing::callsite::rebuild_interest_cache();
+        if !was_raised {
+            info!("the log is at DEBUG from now on; the same signal takes it back to `{}`", self.filter);
+        }
+    }
+}
+
+/// The line that tells of lines that are missing.
+fn lament(lines: u64) -> String {
+    format!(
+        r#"{{"timestamp":"{}","level":"WARNING","logger":"{target}","message":"{lines} log lines were dropped: nobody reads stdout fast enough","module":"{target}","function":"-","line":{},"trace_id":"","dropped_lines":{lines}}}{}"#,
+        Rfc3339(OffsetDateTime::now_utc()),
+        line!(),
+        '\n',
+        target = module_path!(),
+    )
+}
+
+fn readable_lament(lines: u64) -> String {
+    format!(
+        "{} WARN {lines} log lines were dropped: nobody reads stdout fast enough\n",
+        Rfc3339(OffsetDateTime::now_utc())
+    )
 }
 
 /// What libraries may say at most. rmcp prints whole arguments and results at DEBUG and lets any client cause warnings; the
@@ -113,7 +193,7 @@ fn log_panics() {
 
 /// Writes each event as one line of JSON.
 struct JsonLines {
-    writer: NonBlocking,
+    writer: LineWriter,
 }
 
 /// The trace id of a span, for the events inside it; as it stands in a JSON string.
@@ -385,7 +465,7 @@ mod tests {
             }
         }
         let sink = Sink::default();
-        let (writer, guard) = tracing_appender::non_blocking(sink.clone());
+        let (writer, guard) = LineWriter::start(sink.clone(), lament).unwrap();
         let subscriber = tracing_subscriber::registry().with(filter_fn(fit_to_print)).with(JsonLines { writer });
         tracing::subscriber::with_default(subscriber, body);
         drop(guard);
@@ -410,6 +490,15 @@ mod tests {
         assert_eq!(line["tool.name"], "list_users");
         assert_eq!(line["attempts"], 2);
         assert_eq!(line["timestamp"].as_str().unwrap().len(), "2026-11-22T14:53:36.123456Z".len());
+    }
+
+    #[test]
+    fn the_line_about_missing_lines_has_the_form_of_all_others() {
+        let line: Value = serde_json::from_str(&lament(7)).unwrap();
+        for field in ["timestamp", "level", "logger", "message", "module", "function", "line", "trace_id"] {
+            assert!(!line[field].is_null(), "{field} in {line}");
+        }
+        assert_eq!((&line["dropped_lines"], lament(7).matches('\n').count()), (&7.into(), 1));
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl Exchange {
         (Self::Unreadable, "unreadable"),
         (Self::NotMade, "not_made"),
     ];
+
+    /// The word for it, in metrics and spans.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(other, _)| *other == self).map_or("", |(_, word)| *word)
+    }
 }
 
 /// What turned a call away.

@@ -12,6 +12,8 @@ use std::sync::{Arc, OnceLock};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
 
+use super::spans::Spans;
+
 /// The header, and the key of `params._meta`, that names the trace and its parent.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header, and the key of `params._meta`, that tracing systems pass along for themselves.
@@ -53,6 +55,24 @@ impl TraceContext {
             sampled: u8::from_str_radix(flags, 16).ok()? & 1 == 1,
         };
         (context.trace_id != 0 && context.span_id != 0).then_some(context)
+    }
+
+    /// The same, with this decision about whether it is recorded.
+    #[must_use]
+    pub(super) fn sampled_as(self, sampled: bool) -> Self {
+        Self { sampled, ..self }
+    }
+
+    pub(super) fn is_sampled(self) -> bool {
+        self.sampled
+    }
+
+    pub(super) fn otel_trace_id(self) -> opentelemetry::TraceId {
+        self.trace_id.into()
+    }
+
+    pub(super) fn otel_span_id(self) -> opentelemetry::SpanId {
+        self.span_id.into()
     }
 
     /// The same trace, with a new span id: what the next hop, or one attempt, sees as its parent.
@@ -102,12 +122,14 @@ pub struct Trace {
     pub context: TraceContext,
     /// `tracestate`, unread; it belongs to its `traceparent` and goes where that goes.
     pub state: Option<HeaderValue>,
+    /// Where the spans of this request are recorded, if they are.
+    pub spans: Option<Spans>,
 }
 
 impl Trace {
     /// Begins a trace of our own.
     pub fn begin() -> Self {
-        Self { context: TraceContext::begin(), state: None }
+        Self { context: TraceContext::begin(), state: None, spans: None }
     }
 
     fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
@@ -118,7 +140,7 @@ impl Trace {
                 && state.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         };
         let state = tracestate.filter(printable).and_then(|state| HeaderValue::from_str(state).ok());
-        Some(Self { context, state })
+        Some(Self { context, state, spans: None })
     }
 }
 
@@ -147,6 +169,8 @@ pub struct RequestTrace(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     from_header: Trace,
+    /// Whether there was no such header, and the trace began here.
+    is_ours: bool,
     from_meta: OnceLock<Trace>,
     span: Span,
 }
@@ -156,10 +180,11 @@ impl RequestTrace {
     pub fn new(headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let trace = text(TRACEPARENT).and_then(|parent| Trace::parse(parent, text(TRACESTATE)));
+        let is_ours = trace.is_none();
         let trace = trace.unwrap_or_else(Trace::begin);
         // At ERROR, so that no filter can switch it off: every line of this request takes its trace id from here.
         let span = tracing::error_span!("request", trace_id = %trace.context.trace_id());
-        Self(Arc::new(Shared { from_header: trace, from_meta: OnceLock::new(), span }))
+        Self(Arc::new(Shared { from_header: trace, is_ours, from_meta: OnceLock::new(), span }))
     }
 
     /// `params._meta.traceparent` wins over the header (SEP-414); one that is malformed is dropped.
@@ -175,6 +200,21 @@ impl RequestTrace {
     /// The trace that holds now.
     pub fn trace(&self) -> &Trace {
         self.0.from_meta.get().unwrap_or(&self.0.from_header)
+    }
+
+    /// The same, if somebody else began it.
+    pub fn parent(&self) -> Option<&Trace> {
+        self.0.from_meta.get().or_else(|| self.in_header())
+    }
+
+    /// The trace of the HTTP request, where the message named another parent.
+    pub fn link(&self) -> Option<&Trace> {
+        let meta = self.0.from_meta.get()?;
+        self.in_header().filter(|header| header.context != meta.context)
+    }
+
+    fn in_header(&self) -> Option<&Trace> {
+        Some(&self.0.from_header).filter(|_| !self.0.is_ours)
     }
 
     /// Its context.

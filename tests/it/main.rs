@@ -32,6 +32,7 @@ mod overload;
 mod protocol;
 mod settings;
 mod smoke;
+mod spans;
 mod tools;
 mod tools_paths;
 mod trace;

@@ -3,6 +3,7 @@
 pub mod callers;
 pub mod calls;
 pub mod canaries;
+pub mod collector;
 pub mod process;
 pub mod wire;
 
