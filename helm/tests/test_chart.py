@@ -713,6 +713,8 @@ def shown(value):
 
 
 variables = pytest.mark.parametrize("name", chart.settings())
+# Where the chart takes a secret from: the map with `existingSecret`, and the key in that Secret.
+SECRETS = {"AZURE_CLIENT_SECRET": ("azure", "client-secret"), "OTEL_EXPORTER_OTLP_HEADERS": ("otlp", "headers")}
 
 
 @variables
@@ -720,8 +722,8 @@ def test_every_variable_has_a_value_with_the_same_meaning_and_default(name):
     setting = chart.settings()[name]
     values = {value.name: value for value in chart.documented_values()}
     if setting["secret"]:
-        assert name == "AZURE_CLIENT_SECRET", f"{name} is secret: give it an existing Secret, as azure.existingSecret"
-        assert name in values["azure.existingSecret"].comment
+        assert name in SECRETS, f"{name} is secret: give it an existing Secret, as azure.existingSecret"
+        assert name in values[f"{SECRETS[name][0]}.existingSecret"].comment
         return
     value = values.get(".".join(chart.value_path(name)))
     assert value, f"{name} has no value: add `{'.'.join(chart.value_path(name))}` to values.yaml and values.schema.json"
@@ -744,10 +746,12 @@ def test_every_variable_reaches_the_program(name):
         "PUBLIC_URL": "https://other.contoso.com/mcp",
         "HOST": "10.0.0.1",
         "LOG_LEVEL": "DEBUG",
+        "OTEL_TRACES_SAMPLER_ARG": 0.25,
     }
-    if name == "AZURE_CLIENT_SECRET":
-        objects = installed({"azure": {"existingSecret": "entra"}})
-        assert chart.process(objects, secrets={"entra": {"client-secret": "s"}})["env"][name] == "s"
+    if name in SECRETS:
+        section, key = SECRETS[name]
+        objects = installed({section: {"existingSecret": "secret"}})
+        assert chart.process(objects, secrets={"secret": {key: "s"}})["env"][name] == "s"
         return
     section, key = chart.value_path(name)
     schema = json.loads((chart.CHART / "values.schema.json").read_text())["properties"][section]["properties"][key]
@@ -768,7 +772,7 @@ def test_every_variable_reaches_the_program(name):
 
 def test_the_chart_sets_nothing_that_the_program_does_not_know():
     values = chart.load(chart.CHART / "values.yaml")
-    known = {chart.value_path(name) for name in chart.settings()}
+    known = {chart.value_path(name) for name in chart.settings() if name not in SECRETS}
     assert {("app", key) for key in values["app"]} == {path for path in known if path[0] == "app"}
     environment = set(chart.process(installed({"workloadIdentity": {"webhook": False}}))["env"])
     assert environment <= set(chart.settings())

@@ -135,7 +135,7 @@ pub const VARIABLES: &[Variable] = &[
         "Which traces are exported: always_on, always_off, traceidratio, or one of these after `parentbased_`.",
     ),
     optional("OTEL_TRACES_SAMPLER_ARG", "1", "The share of traces for the `traceidratio` samplers, from 0 to 1."),
-    optional("OTEL_SERVICE_NAME", "mcp-server", "The `service.name` of exported traces."),
+    optional("OTEL_SERVICE_NAME", "mcp-server", "The name of this service in exported traces."),
     without_default(
         "OTEL_RESOURCE_ATTRIBUTES",
         "More about this process for exported traces, `name=value,name=value`, values percent-encoded.",

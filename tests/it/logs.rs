@@ -6,7 +6,7 @@ use mcp_server::demo::{DemoOptions, StandIns};
 use serde_json::{Value, json};
 
 use crate::support::canaries::{DESCRIPTION, FILTER, INBOUND, ROW, TITLE, UNKNOWN, assert_clean};
-use crate::support::process::{Client, Finished, Program, ReservedPort, Running};
+use crate::support::process::{Client, Finished, Program, ReservedPort, Running, assert_form};
 use crate::support::until;
 
 /// A server with everything that happened to it on record.
@@ -99,19 +99,6 @@ impl Recorded {
         assert!(finished.stderr.is_empty(), "{finished:#?}");
         (self.stand_ins, finished, self.answers)
     }
-}
-
-fn assert_form(line: &Value) {
-    for field in ["timestamp", "level", "logger", "message", "module", "function", "trace_id"] {
-        assert!(line[field].is_string(), "`{field}` in {line}");
-    }
-    assert!(line["line"].is_u64(), "{line}");
-    assert!(["DEBUG", "INFO", "WARNING", "ERROR"].contains(&line["level"].as_str().unwrap()), "{line}");
-    let form: String =
-        line["timestamp"].as_str().unwrap().chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    assert_eq!(form, "0000-00-00T00:00:00.000000Z", "{line}");
-    let trace_id = line["trace_id"].as_str().unwrap();
-    assert!(trace_id.is_empty() || (trace_id.len() == 32 && trace_id.bytes().all(|b| b.is_ascii_hexdigit())), "{line}");
 }
 
 #[tokio::test]
@@ -207,6 +194,53 @@ async fn libraries_repeat_nothing_at_info_that_we_say_ourselves() {
     server.stdout.line("failed with AUTHENTICATION_ERROR").await;
     server.signal("TERM");
     for line in server.ended().await.log() {
-        assert!(line["logger"].as_str().unwrap().starts_with("mcp_server"), "{line}");
+        let logger = line["logger"].as_str().unwrap();
+        assert!(logger.starts_with("mcp_server") || logger == "audit", "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_signal_takes_the_level_to_debug_and_back_while_calls_go_on() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let server = Program::serve(&stand_ins).env("LOG_LEVEL", "mcp_server::app=info,error").start();
+    let client = server.client().await;
+    client.until_ready().await;
+    let call = async || {
+        stand_ins.backend.set_fault([FaultRule::status(503).times(1)]);
+        client.call("list_users", json!({})).send().await.unwrap();
+    };
+    call().await;
+    for (message, calls) in [("at DEBUG from now on", 1), ("goes back to the level", 0)] {
+        server.signal("USR1");
+        let told = server.stdout.line(message).await;
+        assert!(told.contains("mcp_server::app=info,error"), "{told}");
+        call().await;
+        server.stdout.lines("succeeded after", calls).await;
+    }
+    server.signal("TERM");
+    let log = server.ended().await.log();
+    let of = |logger: &str, level: &str| {
+        log.iter().filter(|line| line["logger"] == logger && line["level"] == level).count()
+    };
+    // Of three calls one was made while the level was raised; the audit has all three.
+    assert_eq!((of("mcp_server::tools", "INFO"), of("mcp_server::backend", "DEBUG"), of("audit", "INFO")), (1, 1, 3));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_at_the_end_of_a_busy_server() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let server = Program::serve(&stand_ins).env("LOG_LEVEL", "INFO").start();
+    let client = server.client().await;
+    client.until_ready().await;
+    let calls = (0..400).map(|_| client.call("list_users", json!({})).send());
+    let answers = futures_util::future::join_all(calls).await;
+    server.signal("TERM");
+    assert!(answers.iter().all(|answer| answer.as_ref().unwrap().status() == 200));
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0));
+    for logger in ["mcp_server::tools", "audit"] {
+        let lines = finished.log().iter().filter(|line| line["logger"] == logger).count();
+        assert_eq!(lines, 400, "{logger}");
+    }
+    assert!(finished.log().last().unwrap()["message"].as_str().unwrap().contains("stopped"));
 }

@@ -12,6 +12,7 @@
 mod support;
 
 mod architecture;
+mod audit;
 mod authorization;
 mod browsers;
 mod cancellation;

@@ -146,7 +146,7 @@ true
 {{- define "mcp-server.environment" -}}
 {{- $identity := include "mcp-server.workloadIdentity" . -}}
 {{- $webhook := include "mcp-server.webhook" . -}}
-{{- if or (not $webhook) .Values.extraEnv }}
+{{- if or (not $webhook) .Values.otlp.existingSecret .Values.extraEnv }}
 env:
   {{- if not $webhook }}
   - name: AZURE_TENANT_ID
@@ -167,6 +167,13 @@ env:
         name: {{ .Values.azure.existingSecret }}
         key: {{ .Values.azure.existingSecretKey }}
   {{- end }}
+  {{- end }}
+  {{- with .Values.otlp.existingSecret }}
+  - name: OTEL_EXPORTER_OTLP_HEADERS
+    valueFrom:
+      secretKeyRef:
+        name: {{ . }}
+        key: {{ $.Values.otlp.existingSecretKey }}
   {{- end }}
   {{- with .Values.extraEnv }}
   {{- tpl (toYaml .) $ | nindent 2 }}

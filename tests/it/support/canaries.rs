@@ -60,7 +60,7 @@ struct FindLeaks;
 
 impl<S: Subscriber> Layer<S> for FindLeaks {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        metadata.target().starts_with("mcp_server")
+        metadata.target().starts_with("mcp_server") || metadata.target() == "audit"
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {

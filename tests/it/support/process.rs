@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Program {
     command: Command,
     folder: TempDir,
+    /// Whether all that it prints is a log in JSON.
+    logs_json: bool,
 }
 
 impl Program {
@@ -32,7 +34,7 @@ impl Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-server"));
         command.args(arguments).env_clear().current_dir(folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, folder }
+        Self { command, folder, logs_json: matches!(arguments, [] | ["serve"]) }
     }
 
     /// `serve` against these stand-ins, with the client secret, on a port that the system chooses, and quick to stop.
@@ -63,6 +65,7 @@ impl Program {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self.logs_json &= name != "DEBUG";
         self
     }
 
@@ -93,7 +96,7 @@ impl Program {
         let mut child = self.command.spawn().unwrap();
         let stdout = Lines::of(child.stdout.take().unwrap());
         let stderr = Lines::of(child.stderr.take().unwrap());
-        Running { child, stdout, stderr, _folder: self.folder }
+        Running { child, stdout, stderr, logs_json: self.logs_json, _folder: self.folder }
     }
 }
 
@@ -102,6 +105,7 @@ pub struct Running {
     child: Child,
     pub stdout: Lines,
     pub stderr: Lines,
+    logs_json: bool,
     _folder: TempDir,
 }
 
@@ -159,9 +163,17 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // A kill may cut the last line off.
+        let mut whole_lines = self.stdout.so_far();
+        if matches!(self.child.try_wait(), Ok(Some(status)) if status.code().is_none()) {
+            whole_lines.pop();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if !std::thread::panicking() {
+            if self.logs_json {
+                whole_lines.iter().for_each(|line| assert_form(&parsed(line)));
+            }
             for line in [self.stdout.so_far(), self.stderr.so_far()].concat() {
                 assert_clean(&line);
             }
@@ -276,6 +288,20 @@ pub fn parsed(line: &str) -> Value {
     let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     assert!(value.is_object(), "{line}");
     value
+}
+
+/// The form of every line of the log (contract §6).
+pub fn assert_form(line: &Value) {
+    for field in ["timestamp", "level", "logger", "message", "module", "function", "trace_id"] {
+        assert!(line[field].is_string(), "`{field}` in {line}");
+    }
+    assert!(line["line"].is_u64(), "{line}");
+    assert!(["DEBUG", "INFO", "WARNING", "ERROR"].contains(&line["level"].as_str().unwrap()), "{line}");
+    let form: String =
+        line["timestamp"].as_str().unwrap().chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(form, "0000-00-00T00:00:00.000000Z", "{line}");
+    let trace_id = line["trace_id"].as_str().unwrap();
+    assert!(trace_id.is_empty() || (trace_id.len() == 32 && trace_id.bytes().all(|b| b.is_ascii_hexdigit())), "{line}");
 }
 
 /// A port of loopback that stays reserved, though nobody listens on it, for a program that has to be told a number.
