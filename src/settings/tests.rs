@@ -846,3 +846,78 @@ fn tools_can_be_switched_off() {
     assert_eq!(left(&[("ENABLED_TOOLS", "list_users, create_ticket,")]), ["create_ticket", "list_users"]);
     assert_eq!(left(&[("ENABLED_TOOLS", "list_users,create_ticket"), ("READ_ONLY", "1")]), ["list_users"]);
 }
+
+#[test]
+fn traces_are_off_unless_there_is_an_endpoint_and_the_standard_variables_shape_them() {
+    let traces = |extra: &[(&str, &str)]| read(extra).unwrap().telemetry.traces;
+    assert!(traces(&[]).is_none());
+    assert!(traces(&[("OTEL_SERVICE_NAME", "x"), ("OTEL_TRACES_SAMPLER", "always_on")]).is_none());
+    let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318/");
+    assert!(traces(&[base, ("OTEL_SDK_DISABLED", "true")]).is_none());
+
+    let defaults = traces(&[base]).unwrap();
+    assert_eq!(defaults.endpoint.as_str(), "http://localhost:4318/v1/traces");
+    assert_eq!(defaults.resource, [("service.name".to_owned(), "mcp-server".to_owned())]);
+    assert_eq!((defaults.timeout, defaults.schedule_delay), (Duration::from_secs(10), Duration::from_secs(5)));
+    assert_eq!((defaults.max_queue, defaults.max_batch), (2_048, 512));
+    for (endpoints, expected) in [
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector/otlp")][..], "https://collector/otlp/v1/traces"),
+        (&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/own/path")], "https://collector/own/path"),
+        (&[base, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://other/t")], "https://other/t"),
+    ] {
+        assert_eq!(traces(endpoints).unwrap().endpoint.as_str(), expected);
+    }
+    for (sampler, parent_based, root) in [
+        ("", true, RootSampler::All),
+        ("always_on", false, RootSampler::All),
+        ("always_off", false, RootSampler::None),
+        ("traceidratio", false, RootSampler::Share(0.25)),
+        ("parentbased_always_on", true, RootSampler::All),
+        ("parentbased_always_off", true, RootSampler::None),
+        ("parentbased_traceidratio", true, RootSampler::Share(0.25)),
+    ] {
+        let traces = traces(&[base, ("OTEL_TRACES_SAMPLER", sampler), ("OTEL_TRACES_SAMPLER_ARG", "0.25")]).unwrap();
+        assert_eq!(traces.sampling, Sampling { parent_based, root }, "{sampler}");
+    }
+    let shaped = traces(&[
+        base,
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=canary%20key, x=y"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=1%2C2,service.name=loses"),
+        ("OTEL_SERVICE_NAME", "wins"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "250"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "7"),
+    ])
+    .unwrap();
+    assert_eq!(shaped.headers["api-key"], "canary key");
+    assert!(!format!("{shaped:?}").contains("canary"), "{shaped:?}");
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(shaped.resource, [pair("a", "1,2"), pair("service.name", "wins")]);
+    assert_eq!((shaped.timeout, shaped.max_queue), (Duration::from_millis(250), 7));
+
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "canary-without-a-value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "bad name=canary"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=%ff"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+    ] {
+        let told = mistakes(&[(name, value)]);
+        assert!(matches!(told.as_slice(), [one] if one.starts_with(name) && !one.contains("canary")), "{told:?}");
+    }
+    let warned = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector"), ("OTEL_EXPORTER_OTLP_HEADERS", "k=v")]);
+    assert!(warned.unwrap().warnings.iter().any(|warning| warning.starts_with("OTEL_EXPORTER_OTLP_HEADERS")));
+}
+
+#[test]
+fn an_audit_that_is_required_needs_its_file() {
+    let audit = |extra: &[(&str, &str)]| read(extra).unwrap().telemetry.audit;
+    assert!(audit(&[]).file.is_none() && !audit(&[]).required);
+    let both = audit(&[("AUDIT_LOG_FILE", "/var/log/audit.jsonl"), ("AUDIT_REQUIRED", "yes")]);
+    assert_eq!((both.file.as_deref(), both.required), (Some(Path::new("/var/log/audit.jsonl")), true));
+    assert!(matches!(mistakes(&[("AUDIT_REQUIRED", "true")]).as_slice(), [one] if one.contains("AUDIT_LOG_FILE")));
+    assert_eq!(mistakes(&[("AUDIT_LOG_FILE", "/")]).len(), 1);
+}

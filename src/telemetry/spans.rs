@@ -214,9 +214,7 @@ impl Operation<'_> {
             span.set(names::TOOL, tool);
             span.set(names::OPERATION, "execute_tool");
         }
-        let mut request_id = self.request_id.clone();
-        request_id.truncate(request_id.floor_char_boundary(LONGEST_REQUEST_ID));
-        span.set(names::REQUEST_ID, request_id);
+        span.set(names::REQUEST_ID, self.request_id.chars().take(LONGEST_REQUEST_ID).collect::<String>());
         if let Some(protocol) = self.protocol {
             span.set(names::PROTOCOL, protocol.to_owned());
         }

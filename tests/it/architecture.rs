@@ -45,7 +45,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["tracing_log"], &["src/telemetry/logs.rs"]),
     (&["opentelemetry_proto", "opentelemetry_sdk", "prost"], &["src/telemetry/spans"]),
     (&["opentelemetry"], &["src/telemetry/spans", "src/telemetry/trace.rs"]),
-    (&["aws_lc_rs"], &["src/telemetry/audit"]),
+    (&["aws_lc_rs"], &["src/demo", "src/telemetry/audit"]),
     (&["percent_encoding"], &["src/settings/parse.rs"]),
     (&["dotenvy"], &["src/settings"]),
     (&["validator"], &["src/tools"]),

@@ -252,13 +252,7 @@ async fn no_call_fails_or_waits_because_of_the_collector() {
             took.push(begun.elapsed());
         }
         took.sort_unstable();
-        println!(
-            "collector {way}: p50 {:?}, p99 {:?}, max {:?}",
-            took[CALLS / 2],
-            took[CALLS * 99 / 100],
-            took[CALLS - 1]
-        );
-        slowest.push(took[CALLS * 99 / 100]);
+        slowest.push((way, took[CALLS * 99 / 100]));
         if address.is_some() {
             crate::support::until(async || app.metric("mcp_server_spans_dropped").await > 0.0).await;
             assert_eq!(app.metric("mcp_server_spans_exported").await, 0.0);
@@ -269,7 +263,7 @@ async fn no_call_fails_or_waits_because_of_the_collector() {
         assert!(stopping.elapsed() < Duration::from_secs(5), "{way}: it stopped after {:?}", stopping.elapsed());
     }
     // Far below what any wait for the collector would take: its connections have 2 s, its answers 10 s.
-    assert!(slowest.iter().all(|p99| *p99 < Duration::from_secs(1)), "{slowest:?}");
+    assert!(slowest.iter().all(|(_, p99)| *p99 < Duration::from_secs(1)), "{slowest:?}");
 }
 
 #[tokio::test]

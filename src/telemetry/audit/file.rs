@@ -430,27 +430,34 @@ mod tests {
 
     /// A disk that is full from time to time, and takes no more than a few bytes at once.
     #[derive(Clone)]
-    struct Moody(Arc<Mutex<(Vec<u8>, Option<Head>, usize)>>);
+    struct Moody(Arc<Mutex<Contents>>);
+
+    #[derive(Default)]
+    struct Contents {
+        bytes: Vec<u8>,
+        head: Option<Head>,
+        requests: usize,
+    }
 
     impl Medium for Moody {
         fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut disk = self.0.lock().unwrap();
-            disk.2 += 1;
-            if disk.2.is_multiple_of(5) {
+            disk.requests += 1;
+            if disk.requests.is_multiple_of(5) {
                 return Err(ErrorKind::StorageFull.into());
             }
-            let taken = bytes.len().min(7 + disk.2 % 60);
-            disk.0.extend_from_slice(&bytes[..taken]);
+            let taken = bytes.len().min(7 + disk.requests % 60);
+            disk.bytes.extend_from_slice(&bytes[..taken]);
             Ok(taken)
         }
 
         fn commit(&mut self, end: &Head) -> io::Result<()> {
             let mut disk = self.0.lock().unwrap();
-            disk.2 += 1;
-            if disk.2.is_multiple_of(3) {
+            disk.requests += 1;
+            if disk.requests.is_multiple_of(3) {
                 return Err(ErrorKind::StorageFull.into());
             }
-            disk.1 = Some(end.clone());
+            disk.head = Some(end.clone());
             Ok(())
         }
     }
@@ -483,7 +490,7 @@ mod tests {
             assert!(!state.failing.load(Relaxed));
         }
         let disk = disk.0.lock().unwrap();
-        let whole = super::super::chain::verify(disk.0.as_slice(), disk.1.as_ref()).unwrap();
+        let whole = super::super::chain::verify(disk.bytes.as_slice(), disk.head.as_ref()).unwrap();
         assert!(failures > 50, "{failures}");
         assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (100, 0, 50));
     }
