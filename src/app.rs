@@ -27,7 +27,7 @@ use crate::telemetry::audit::{Audit, OpenError};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::Spans;
-use crate::tools::{TOOL_NAMES, ToolServer};
+use crate::tools::{TOOL_NAMES, ToolServer, Wiring};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
 
 /// How often the backend's health is asked, for all the probes together.
@@ -126,16 +126,16 @@ impl App {
         let has_tokens = move || identity.is_healthy() && verifier.as_ref().is_none_or(|verifier| verifier.is_ready());
         let health = Arc::new(Health::new(has_tokens, settings.backend.check_in_readiness));
         let out_of_time = CancellationToken::new();
-        let tools = ToolServer::new(
-            Arc::clone(&backend),
-            Arc::clone(&metrics),
-            Arc::clone(&audit),
-            spans.clone(),
-            settings.web.max_in_flight_per_tool,
-            settings.log.debug,
-            out_of_time.clone(),
-            |tool, writes| settings.tools.allows(tool, writes),
-        );
+        let wiring = Wiring {
+            backend: Arc::clone(&backend),
+            metrics: Arc::clone(&metrics),
+            audit: Arc::clone(&audit),
+            spans: spans.clone(),
+            max_in_flight_per_tool: settings.web.max_in_flight_per_tool,
+            tell_causes: settings.log.debug,
+            out_of_time: out_of_time.clone(),
+        };
+        let tools = ToolServer::new(wiring, |tool, writes| settings.tools.allows(tool, writes));
         let guard = inbound.map(|(inbound, verifier)| {
             Guard::new(inbound, &settings.identity.authority, verifier, tools.permissions())
         });

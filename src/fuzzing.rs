@@ -22,7 +22,7 @@ use crate::problem::check::assert_well_formed;
 use crate::settings::{BackendSettings, WebSettings};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT, TRACESTATE, TraceContext};
-use crate::tools::{self, TOOL_NAMES, ToolServer};
+use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 use crate::web::{self, Health, Limits, Web};
 
 /// A server without sockets.
@@ -43,16 +43,16 @@ impl Bench {
         let identity = runtime.block_on(async { simulated::no_token() });
         let backend = BackendClient::new(&settings, identity, Arc::clone(&metrics)).expect("TLS");
         let backend = Arc::new(backend);
-        let tools = ToolServer::new(
-            Arc::clone(&backend),
-            Arc::clone(&metrics),
-            Arc::default(),
-            None,
-            512,
-            false,
-            CancellationToken::new(),
-            |_, _| true,
-        );
+        let wiring = Wiring {
+            backend: Arc::clone(&backend),
+            metrics: Arc::clone(&metrics),
+            audit: Arc::default(),
+            spans: None,
+            max_in_flight_per_tool: 512,
+            tell_causes: false,
+            out_of_time: CancellationToken::new(),
+        };
+        let tools = ToolServer::new(wiring, |_, _| true);
         let settings =
             WebSettings { allowed_origins: vec!["https://app.example".to_owned()], ..WebSettings::default() };
         let health = Arc::new(Health::new(|| false, false));

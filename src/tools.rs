@@ -214,19 +214,29 @@ struct Shared {
     result_meta: MetaObject,
 }
 
+/// What a [`ToolServer`] is connected to.
+pub struct Wiring {
+    /// Whom the tools ask.
+    pub backend: Arc<BackendClient>,
+    /// Where calls are counted.
+    pub metrics: Arc<Metrics>,
+    /// Where they are written down.
+    pub audit: Arc<Audit>,
+    /// Where they are traced, if they are.
+    pub spans: Option<Spans>,
+    /// How many calls of one tool run at the same time.
+    pub max_in_flight_per_tool: usize,
+    /// Whether failures tell their technical cause (`DEBUG=true`).
+    pub tell_causes: bool,
+    /// Cancelled when the grace of a shutdown is over: what still runs is answered as TIMEOUT_ERROR.
+    pub out_of_time: CancellationToken,
+}
+
 impl ToolServer {
     /// Builds what every call shares, the table of tools included: a schema that cannot be used shows here, at start.
     /// `switched_on` tells of a tool, by its name and whether it changes something, whether it exists for anybody.
-    pub fn new(
-        backend: Arc<BackendClient>,
-        metrics: Arc<Metrics>,
-        audit: Arc<Audit>,
-        spans: Option<Spans>,
-        max_in_flight_per_tool: usize,
-        tell_causes: bool,
-        out_of_time: CancellationToken,
-        switched_on: impl Fn(&str, bool) -> bool,
-    ) -> Self {
+    pub fn new(wiring: Wiring, switched_on: impl Fn(&str, bool) -> bool) -> Self {
+        let Wiring { backend, metrics, audit, spans, max_in_flight_per_tool, tell_causes, out_of_time } = wiring;
         LazyLock::force(&TOOLS);
         let switched_on =
             TOOLS.each_ref().map(|entry| switched_on(&entry.definition.name, entry.effect != Effect::Reads));
@@ -692,16 +702,16 @@ mod tests {
         let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
         let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
         let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
-        ToolServer::new(
-            Arc::new(backend),
+        let wiring = Wiring {
+            backend: Arc::new(backend),
             metrics,
-            Arc::default(),
-            None,
+            audit: Arc::default(),
+            spans: None,
             max_in_flight_per_tool,
-            false,
-            CancellationToken::new(),
-            |_, _| true,
-        )
+            tell_causes: false,
+            out_of_time: CancellationToken::new(),
+        };
+        ToolServer::new(wiring, |_, _| true)
     }
 
     fn ending(server: &ToolServer, tool: usize) -> Ending {
