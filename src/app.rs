@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,11 +22,11 @@ use tracing::{Instrument as _, error_span, info, warn};
 
 use crate::auth::{Verifier, VerifierError};
 use crate::backend::{BackendClient, BreakerState, Route};
-use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource};
+use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource, TokenStats};
 use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, Settings};
 use crate::telemetry::audit::{Audit, OpenError};
 use crate::telemetry::logs;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Capacity, Figure, Kind, Metrics};
 use crate::telemetry::spans::Spans;
 use crate::tools::{TOOL_NAMES, ToolServer, Wiring};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
@@ -112,19 +113,23 @@ impl App {
         let audit = Arc::new(Audit::start(&settings.telemetry.audit)?);
         let spans = settings.telemetry.traces.as_ref().map(Spans::start).transpose()?;
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;
-        let observed = Arc::new(OnceLock::new());
-        let metrics = Arc::new(metrics_of(&identity, &observed, &audit, spans.as_ref()));
+        let observed = Arc::new(Observed::default());
+        let mut metrics = metrics_of(settings, &identity, &observed);
+        observe_telemetry(&mut metrics, &audit, spans.as_ref());
+        let metrics = Arc::new(metrics);
         let mut backend = BackendClient::new(&settings.backend, Arc::clone(&identity), Arc::clone(&metrics))?;
         if matches!(settings.backend.auth, BackendAuth::OnBehalfOf { .. }) {
             backend = backend.with_users(OnBehalfOf::new(&settings.identity, settings.backend.timeout)?);
         }
         let backend = Arc::new(backend);
-        let _ = observed.set(Arc::downgrade(&backend));
+        // The backend counts in the figures and so holds them: they hold it weakly.
+        let _ = observed.backend.set(Arc::downgrade(&backend));
         let inbound = inbound(settings)?;
         let verifier = inbound.as_ref().map(|(_, verifier)| Arc::clone(verifier));
         // Without Entra's keys every caller would be sent away: not ready, as without a token of our own.
         let has_tokens = move || identity.is_healthy() && verifier.as_ref().is_none_or(|verifier| verifier.is_ready());
         let health = Arc::new(Health::new(has_tokens, settings.backend.check_in_readiness));
+        let _ = observed.health.set(Arc::clone(&health));
         let out_of_time = CancellationToken::new();
         let wiring = Wiring {
             backend: Arc::clone(&backend),
@@ -279,6 +284,7 @@ impl Serving {
 /// Runs what should never end, and again after each panic: a bug in it must not cost the server the whole of it.
 async fn through_panics<F: Future<Output = ()>>(metrics: &Metrics, work: impl Fn() -> F) {
     while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
+        metrics.panicked();
         metrics.task_restarted();
         tokio::time::sleep(HEALTH_INTERVAL).await;
     }
@@ -294,68 +300,91 @@ fn inbound(settings: &Settings) -> Result<Option<(&EntraInbound, Arc<Verifier>)>
     Ok(Some((inbound, Arc::new(verifier))))
 }
 
-/// The figures, with those that the identity and the backend hold in memory anyway. The backend counts in them itself and joins
-/// later, so it is held weakly.
-fn metrics_of(
-    identity: &Arc<TokenSource>,
-    backend: &Arc<OnceLock<Weak<BackendClient>>>,
-    audit: &Arc<Audit>,
-    spans: Option<&Spans>,
-) -> Metrics {
+/// What the figures read when somebody asks for them, and what is built after them because it counts in them itself.
+#[derive(Default)]
+struct Observed {
+    backend: OnceLock<Weak<BackendClient>>,
+    health: OnceLock<Arc<Health>>,
+}
+
+/// The figures, with those that the rooms hold in memory anyway.
+fn metrics_of(settings: &Settings, identity: &Arc<TokenSource>, observed: &Arc<Observed>) -> Metrics {
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
-    let backend = Arc::clone(backend);
-    metrics.observe(
+    metrics.observe_runtime(&Handle::current());
+    metrics.observe_capacity(Capacity {
+        connections: settings.web.max_connections,
+        server: settings.web.max_in_flight,
+        tool: settings.web.max_in_flight_per_tool,
+        backend: settings.backend.max_concurrency,
+    });
+    let seen = Arc::clone(observed);
+    let figure = Figure::new("mcp_server_ready", "What /health/ready says: 1 when calls should come here, 0 when not");
+    metrics.observe(Kind::Gauge, figure, move || seen.health.get().is_some_and(|health| health.is_ready()).into());
+    let seen = Arc::clone(observed);
+    let figure = Figure::new(
         "mcp_server_backend_circuit_breaker",
         "What the circuit breaker does with calls: 0 lets them through, 1 tries one, 2 refuses them",
-        move || match backend.get().and_then(Weak::upgrade).map(|backend| backend.breaker_state()) {
+    );
+    metrics.observe(Kind::Gauge, figure, move || {
+        match seen.backend.get().and_then(Weak::upgrade).map(|backend| backend.breaker_state()) {
             None | Some(BreakerState::Closed) => 0.0,
             Some(BreakerState::HalfOpen) => 1.0,
             Some(BreakerState::Open) => 2.0,
-        },
-    );
-    let source = Arc::clone(identity);
-    metrics.observe(
-        "mcp_server_token_expires_in_seconds",
-        "Seconds until the token expires; 0 without one",
-        move || source.stats().expires_in.unwrap_or_default().as_secs_f64(),
-    );
-    let source = Arc::clone(identity);
-    metrics.observe("mcp_server_token_age_seconds", "Seconds since the token was received; 0 without one", move || {
-        source.stats().age.unwrap_or_default().as_secs_f64()
+        }
     });
-    metrics.observe(
-        "mcp_server_log_lines_dropped",
-        "Log lines that were dropped because nobody read them in time, since the start",
-        || logs::dropped_lines() as f64,
-    );
+    observe_identity(&mut metrics, identity);
+    metrics
+}
+
+fn observe_identity(metrics: &mut Metrics, identity: &Arc<TokenSource>) {
+    let mut add = |kind, figure, read: fn(TokenStats) -> f64| {
+        let source = Arc::clone(identity);
+        metrics.observe(kind, figure, move || read(source.stats()));
+    };
+    let figure = Figure::seconds("mcp_server_token_expires_in", "Time until the token expires; 0 without one");
+    add(Kind::Gauge, figure, |stats| stats.expires_in.unwrap_or_default().as_secs_f64());
+    let figure = Figure::seconds("mcp_server_token_age", "Time since the token was received; 0 without one");
+    add(Kind::Gauge, figure, |stats| stats.age.unwrap_or_default().as_secs_f64());
+    let help = "Panics of the task that refreshes the token, which was started again";
+    add(Kind::Counter, Figure::new("mcp_server_token_task_restarts", help), |stats| stats.restarts as f64);
+    let help = "Refreshes that a 401 of the backend forced";
+    add(Kind::Counter, Figure::new("mcp_server_token_refreshes_forced", help), |stats| stats.forced as f64);
+
+    let source = Arc::clone(identity);
+    let help =
+        "Exchanges for a token: failures are transient, or have a configuration behind them that someone must mend";
+    metrics.observe_each(Kind::Counter, Figure::new("mcp_server_token_refreshes", help), move || {
+        let stats = source.stats();
+        [
+            ("success", stats.succeeded),
+            ("transient", stats.failed_transient),
+            ("configuration", stats.failed_configuration),
+        ]
+        .map(|(result, count)| (vec![("result", result)], count as f64))
+        .to_vec()
+    });
+    let labels = vec![("credential", identity.credential())];
+    let figure = Figure::new("mcp_server_identity_info", "Always 1; the label tells which credential is used");
+    metrics.observe_each(Kind::Gauge, figure, move || vec![(labels.clone(), 1.0)]);
+}
+
+/// What the log, the traces and the audit could not keep.
+fn observe_telemetry(metrics: &mut Metrics, audit: &Arc<Audit>, spans: Option<&Spans>) {
+    let help = "Log lines that were dropped because nobody read them in time";
+    metrics.observe(Kind::Counter, Figure::new("mcp_server_log_lines_dropped", help), || logs::dropped_lines() as f64);
     if let Some(spans) = spans {
         let (sent, kept) = (spans.clone(), spans.clone());
-        metrics.observe(
-            "mcp_server_spans_exported",
-            "Spans that the collector has taken, since the start",
-            move || sent.exported() as f64,
-        );
-        metrics.observe(
-            "mcp_server_spans_dropped",
-            "Spans that were not sent because the collector is too slow, or not there",
-            move || kept.dropped() as f64,
-        );
+        let figure = Figure::new("mcp_server_spans_exported", "Spans that the collector has taken");
+        metrics.observe(Kind::Counter, figure, move || sent.exported() as f64);
+        let help = "Spans that were not sent because the collector is too slow, or not there";
+        metrics.observe(Kind::Counter, Figure::new("mcp_server_spans_dropped", help), move || kept.dropped() as f64);
     }
     let file = Arc::clone(audit);
-    metrics.observe(
-        "mcp_server_audit_events_lost",
-        "Audit events that are not in the audit file, since the start",
-        move || file.lost() as f64,
-    );
+    let figure = Figure::new("mcp_server_audit_events_lost", "Audit events that are not in the audit file");
+    metrics.observe(Kind::Counter, figure, move || file.lost() as f64);
     let file = Arc::clone(audit);
-    metrics.observe("mcp_server_audit_writable", "Whether the audit file can be written; 1 without one", move || {
-        f64::from(u8::from(file.is_writable()))
-    });
-    let source = Arc::clone(identity);
-    metrics.observe("mcp_server_token_task_restarts", "Panics of the task that refreshes the token", move || {
-        source.stats().restarts as f64
-    });
-    metrics
+    let figure = Figure::new("mcp_server_audit_writable", "Whether the audit file can be written; 1 without one");
+    metrics.observe(Kind::Gauge, figure, move || f64::from(u8::from(file.is_writable())));
 }
 
 /// Asks the backend for its health, for ever, and says so when the answer changes.

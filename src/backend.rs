@@ -22,7 +22,7 @@ mod users;
 mod window;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -133,6 +133,7 @@ pub struct Call {
     attempt_status: AtomicU16,
     /// The `Idempotency-Key` of its write, once that was about to be sent.
     idempotency_key: OnceLock<String>,
+    at_backend_micros: AtomicU64,
 }
 
 impl Call {
@@ -149,6 +150,11 @@ impl Call {
     /// The `Idempotency-Key` that went along with its write, if there was one.
     pub fn idempotency_key(&self) -> Option<&str> {
         self.idempotency_key.get().map(String::as_str)
+    }
+
+    /// How long the backend had it, in all attempts together.
+    pub fn at_backend(&self) -> Duration {
+        Duration::from_micros(self.at_backend_micros.load(Relaxed))
     }
 
     /// When the call has to be over.
@@ -277,6 +283,7 @@ impl BackendClient {
             status: AtomicU16::new(0),
             attempt_status: AtomicU16::new(0),
             idempotency_key: OnceLock::new(),
+            at_backend_micros: AtomicU64::new(0),
         }
     }
 
@@ -396,6 +403,7 @@ impl BackendClient {
             self.metrics.shed(Shed::Backend);
             return Err(self.fail(request, Failure::Busy));
         };
+        let _taken = self.metrics.backend_permit();
         let admission = self.breaker.as_ref().map(Breaker::admit).transpose().map_err(|wait| {
             self.metrics.shed(Shed::Breaker);
             self.fail(request, Failure::CircuitOpen(wait))
@@ -410,7 +418,13 @@ impl BackendClient {
     /// Sends once and reads the answer, before the deadline.
     async fn exchange(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
         let _busy = self.metrics.backend_in_flight();
-        let started = Instant::now();
+        let mut asking = Asking {
+            metrics: &self.metrics,
+            call,
+            route: request.route,
+            started: Instant::now(),
+            outcome: Exchange::Cancelled,
+        };
         let resends = call.attempts.fetch_add(1, Relaxed);
         call.attempt_status.store(0, Relaxed);
         let context = call.trace.context.child();
@@ -424,7 +438,7 @@ impl BackendClient {
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
         };
         let outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
-        self.metrics.backend_asked(request.route as usize, outcome, started.elapsed());
+        asking.outcome = outcome;
         if let Some(span) = span {
             let failure = (outcome != Exchange::Success).then(|| outcome.as_str());
             span.end_attempt(some_status(&call.attempt_status), failure);
@@ -554,6 +568,23 @@ impl Outgoing {
             doubtful: AtomicBool::default(),
         };
         Self { route, url, write: Some(write) }
+    }
+}
+
+/// One exchange on its way: counted when it is dropped, also when that is because its client left.
+struct Asking<'a> {
+    metrics: &'a Metrics,
+    call: &'a Call,
+    route: Route,
+    started: Instant,
+    outcome: Exchange,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.call.at_backend_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.metrics.backend_asked(self.route as usize, self.outcome, took);
     }
 }
 

@@ -13,6 +13,7 @@ mod invisible;
 #[cfg(test)]
 mod properties;
 mod tickets;
+mod unserved;
 mod users;
 
 use std::borrow::Cow;
@@ -44,10 +45,11 @@ use crate::backend::{BackendClient, Call, Principal};
 use crate::payload::Payload;
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Audit, Decision, Digest, HexDigest, Slot, Subject};
-use crate::telemetry::metrics::{Metrics, Outcome, Shed};
-use crate::telemetry::spans::{Operation, Span, Spans};
+use crate::telemetry::metrics::{EndedCall, Metrics, Operation, Outcome, Shed};
+use crate::telemetry::spans::{self, Span, Spans};
 use crate::telemetry::trace::{RequestTrace, Trace};
 use args::Rules;
+use unserved::unserved_methods;
 
 /// The protocol revisions that we serve. 2024-11-05 knew another transport.
 const PROTOCOL_VERSIONS: &[ProtocolVersion] = &[
@@ -279,6 +281,7 @@ impl ToolServer {
         context: RequestContext<RoleServer>,
     ) -> CallToolResult {
         let ending = self.ending(entry, &arguments, &context);
+        let modern = is_modern(ending.protocol.as_ref());
         let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
         let call = self.clone().execute(entry, ending, arguments).instrument(span);
         let result = match entry.effect {
@@ -304,7 +307,7 @@ impl ToolServer {
             let problem = error::out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id());
             CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
         });
-        if is_modern(&context) {
+        if modern {
             result.meta = Some(self.shared.result_meta.clone());
         }
         result
@@ -319,6 +322,7 @@ impl ToolServer {
             self.shared.metrics.shed(Shed::Tool);
             return ending.refuse(error::tool_busy());
         };
+        let _in_flight = self.shared.metrics.call_in_flight(entry.index);
         let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
         let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
             self.shared.metrics.panicked();
@@ -344,7 +348,7 @@ impl ToolServer {
     ) -> (Trace, Option<Span>) {
         let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
         let version = context.protocol_version();
-        let operation = Operation {
+        let operation = spans::Operation {
             method,
             tool,
             protocol: version.as_ref().map(ProtocolVersion::as_str),
@@ -354,22 +358,26 @@ impl ToolServer {
         spans.operation(trace, &operation)
     }
 
-    /// Traces a request that is answered at once.
-    fn traced<T>(
+    /// Counts and traces a request that is answered at once.
+    fn answered<T>(
         &self,
-        method: &'static str,
+        operation: Operation,
+        protocol: Option<ProtocolVersion>,
         context: &RequestContext<RoleServer>,
         answer: impl FnOnce() -> Result<T, ErrorData>,
     ) -> Result<T, ErrorData> {
-        if self.shared.spans.is_none() {
-            return answer();
-        }
-        let (trace, caller) = origin(context);
-        let (_, span) = self.operation(method, None, &trace, caller.as_ref(), context);
+        let started = Instant::now();
+        let span = self.shared.spans.as_ref().and_then(|_| {
+            let (trace, caller) = origin(context);
+            self.operation(operation.method(), None, &trace, caller.as_ref(), context).1
+        });
         let answer = answer();
+        let error = answer.as_ref().err().map(|error| error.code.0);
         if let Some(span) = span {
-            span.end_request(answer.as_ref().err().map(|error| error.code.0));
+            span.end_request(error);
         }
+        let protocol = protocol.as_ref().map_or("", ProtocolVersion::as_str);
+        self.shared.metrics.operation_ended(operation, protocol, error, started.elapsed());
         answer
     }
 
@@ -412,6 +420,8 @@ impl ToolServer {
             caller,
             step_up: parts.and_then(|parts| parts.extensions.get::<StepUp>().cloned()),
             payload: parts.and_then(|parts| parts.extensions.get::<Payload>().cloned()),
+            protocol: context.protocol_version(),
+            backend_declared: false,
             trace,
             started: Instant::now(),
             recorded: false,
@@ -443,6 +453,9 @@ fn subject(caller: &Caller) -> Option<Subject<'_>> {
 struct Ending {
     shared: Arc<Shared>,
     entry: &'static Entry,
+    protocol: Option<ProtocolVersion>,
+    /// Whether the failure, if it is one, was the backend's own answer.
+    backend_declared: bool,
     call: Arc<Call>,
     /// The hash of the call's arguments.
     arguments: Digest,
@@ -461,7 +474,8 @@ struct Ending {
 
 impl Ending {
     /// Records a failure and renders it for the caller: the caller gets what they can act on, the log gets the cause.
-    fn fail(self, problem: Problem) -> CallToolResult {
+    fn fail(mut self, problem: Problem) -> CallToolResult {
+        self.backend_declared = problem.error == ErrorCode::ServiceError && problem.details.status_code.is_some();
         let mut problem = problem.traced(self.trace.context().trace_id());
         if let Some(step_up) = self.step_up.as_ref().filter(|_| problem.details.claims.is_some()) {
             step_up.demand(&Problem {
@@ -490,7 +504,15 @@ impl Ending {
     fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
         self.recorded = true;
         let took = self.started.elapsed();
-        self.shared.metrics.tool_called(self.entry.index, outcome, took);
+        self.shared.metrics.tool_called(&EndedCall {
+            tool: self.entry.index,
+            protocol: self.protocol.as_ref().map_or("", ProtocolVersion::as_str),
+            outcome,
+            backend_declared: self.backend_declared,
+            took,
+            at_backend: self.call.at_backend(),
+            reads: self.entry.effect == Effect::Reads,
+        });
         let duration_ms = took.as_micros() as f64 / 1_000.0;
         let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
         let (status, address) =
@@ -568,11 +590,17 @@ impl ServerHandler for ToolServer {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         context.peer.set_peer_info(request.clone());
-        self.traced("initialize", &context, || self.negotiate_initialize(&request))
+        let result = self.negotiate_initialize(&request);
+        let protocol = result.as_ref().map_or(request.protocol_version, |result| result.protocol_version.clone());
+        self.answered(Operation::Initialize, Some(protocol), &context, || result)
+    }
+
+    async fn ping(&self, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        self.answered(Operation::Ping, context.protocol_version(), &context, || Ok(()))
     }
 
     async fn discover(&self, context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
-        self.traced("server/discover", &context, || {
+        self.answered(Operation::Discover, context.protocol_version(), &context, || {
             let mut result = DiscoverResult::from_server_info(PROTOCOL_VERSIONS.to_vec(), self.get_info());
             (result.ttl_ms, result.cache_scope) = cache_hints(&context);
             Ok(result)
@@ -584,14 +612,16 @@ impl ServerHandler for ToolServer {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        self.traced("tools/list", &context, || {
+        let protocol = context.protocol_version();
+        let modern = is_modern(protocol.as_ref());
+        self.answered(Operation::ListTools, protocol, &context, || {
             if request.is_some_and(|page| page.cursor.is_some()) {
                 return Err(ErrorData::invalid_params("the list of tools has one page: send no cursor", None));
             }
             let caller = caller(&context);
             let visible = self.entries().filter(|entry| caller.is_some_and(|caller| caller.may(entry.permission)));
             let mut list = ListToolsResult::with_all_items(visible.map(|entry| entry.definition.clone()).collect());
-            if is_modern(&context) {
+            if modern {
                 let (ttl_ms, cache_scope) = cache_hints(&context);
                 list = list.with_ttl_ms(ttl_ms).with_cache_scope(cache_scope);
                 list.meta = Some(self.shared.result_meta.clone());
@@ -612,7 +642,7 @@ impl ServerHandler for ToolServer {
         let Some(entry) = self.find(&request.name) else {
             self.refuse_unknown_tool(&request, &context);
             let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();
-            return self.traced("tools/call", &context, || {
+            return self.answered(Operation::CallUnknownTool, context.protocol_version(), &context, || {
                 Err(ErrorData::invalid_params(
                     format!("there is no such tool; the tools are {}", names.join(", ")),
                     None,
@@ -632,17 +662,28 @@ impl ServerHandler for ToolServer {
     async fn on_custom_request(
         &self,
         request: CustomRequest,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
         // Known methods arrive here when their parameters have the wrong shape.
-        Err(match request.method.as_str() {
-            method @ ("tools/call" | "tools/list" | "server/discover") => ErrorData::invalid_params(
-                format!("the parameters of `{method}` do not have the shape that it takes"),
-                None,
-            ),
-            _ => ErrorData::new(RpcErrorCode::METHOD_NOT_FOUND, "this server has no such method", None),
-        })
+        let (operation, error) = match request.method.as_str() {
+            method @ ("tools/call" | "tools/list" | "server/discover") => {
+                let operation = match method {
+                    "tools/call" => Operation::CallUnknownTool,
+                    "tools/list" => Operation::ListTools,
+                    _ => Operation::Discover,
+                };
+                let message = format!("the parameters of `{method}` do not have the shape that it takes");
+                (operation, ErrorData::invalid_params(message, None))
+            }
+            _ => {
+                let error = ErrorData::new(RpcErrorCode::METHOD_NOT_FOUND, "this server has no such method", None);
+                (Operation::Other, error)
+            }
+        };
+        self.answered(operation, context.protocol_version(), &context, || Err(error))
     }
+
+    unserved_methods!();
 }
 
 /// The caller, as the backend's room sees one.
@@ -675,8 +716,8 @@ fn cache_hints(context: &RequestContext<RoleServer>) -> (u64, CacheScope) {
     }
 }
 
-fn is_modern(context: &RequestContext<RoleServer>) -> bool {
-    context.protocol_version().is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+fn is_modern(protocol: Option<&ProtocolVersion>) -> bool {
+    protocol.is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
 }
 
 #[cfg(test)]
@@ -719,6 +760,8 @@ mod tests {
         Ending {
             shared: Arc::clone(&server.shared),
             entry: &TOOLS[tool],
+            protocol: Some(ProtocolVersion::V_2025_11_25),
+            backend_declared: false,
             call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
             arguments: Digest::of(b"{}"),
             decision: Decision::Allowed,
@@ -806,9 +849,9 @@ mod tests {
         let figures = server.shared.metrics.encode().unwrap();
         assert!(figures.contains("mcp_server_panics_total 100"), "{figures}");
         for tool in TOOL_NAMES {
-            for outcome in ["", "INTERNAL_ERROR"] {
+            for outcome in ["", r#",error_type="INTERNAL_ERROR""#] {
                 let ended = format!(
-                    r#"_count{{mcp_method_name="tools/call",gen_ai_tool_name="{tool}",error_type="{outcome}"}} 20"#
+                    r#"_count{{mcp_method_name="tools/call",gen_ai_tool_name="{tool}",network_transport="tcp"{outcome},mcp_protocol_version="2025-11-25"}} 20"#
                 );
                 assert!(figures.contains(&ended), "{ended}: {figures}");
             }

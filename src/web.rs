@@ -70,6 +70,7 @@ pub struct Web {
     health: Arc<Health>,
     is_guarded: bool,
     trusted_proxies: Vec<IpNet>,
+    metrics: Arc<Metrics>,
 }
 
 /// What the MCP endpoint needs to answer.
@@ -128,14 +129,16 @@ impl Web {
         let management = Router::new()
             .route("/metrics", get(print_metrics))
             .method_not_allowed_fallback(problem::method_not_allowed)
-            .with_state(metrics)
+            .with_state(Arc::clone(&metrics))
             .fallback(problem::not_found);
         let trusted_proxies = settings.trusted_proxies.clone();
-        Self { main, management, health, is_guarded: guard.is_some(), trusted_proxies }
+        Self { main, management, health, metrics, is_guarded: guard.is_some(), trusted_proxies }
     }
 
     /// The way of one request.
     async fn answer(&self, mut request: Request, peer: SocketAddr, lane: Lane) -> Response {
+        let arrived = (lane != Lane::Management)
+            .then(|| self.metrics.request_arrived(request.method().as_str(), request.uri().path()));
         let trace = RequestTrace::new(request.headers());
         request.extensions_mut().insert(trace.clone());
         let address = forwarded::client_address(peer, request.headers(), &self.trusted_proxies);
@@ -148,6 +151,7 @@ impl Web {
         let mut response = if has_too_large_a_head {
             problem::head_too_large()
         } else if lane == Lane::HealthOnly && !request.uri().path().starts_with("/health/") {
+            self.metrics.shed(Shed::Connections);
             problem::overloaded("The server has no room for another connection.")
         } else {
             let routes = if lane == Lane::Management { &self.management } else { &self.main };
@@ -155,7 +159,10 @@ impl Web {
             // A panic outside of the tools, which have a net of their own.
             match AssertUnwindSafe(answer).catch_unwind().await {
                 Ok(Ok(response)) => response,
-                Err(_panic) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+                Err(_panic) => {
+                    self.metrics.panicked();
+                    problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal())
+                }
             }
         };
         problem::speak_plainly(&mut response, &trace).await;
@@ -163,6 +170,9 @@ impl Web {
         if lane == Lane::HealthOnly || self.health.is_draining() {
             // Makes room, or moves keep-alive clients over to the replicas that stay.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(arrived) = arrived {
+            arrived.answered(response.status().as_u16());
         }
         response
     }
@@ -372,9 +382,10 @@ async fn who_am_i(headers: HeaderMap) -> Response {
 /// `GET /metrics`, on the management listener alone.
 async fn print_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    match metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
-        Err(_) => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
+    // Some figures are read from files, and all together take a while to print: not on a thread that answers calls.
+    match tokio::task::spawn_blocking(move || metrics.encode()).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        _ => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
     }
 }
 

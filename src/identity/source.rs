@@ -147,6 +147,11 @@ impl TokenSource {
         self.state.usable().is_some()
     }
 
+    /// The word for the credential that is used.
+    pub fn credential(&self) -> &'static str {
+        self.state.credential
+    }
+
     /// What there is to count and to measure.
     pub fn stats(&self) -> TokenStats {
         let now = Instant::now();

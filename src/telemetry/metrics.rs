@@ -1,11 +1,14 @@
 //! Which figures are counted, under the names of the OpenTelemetry semantic conventions, in Prometheus' text format.
 //!
 //! Everything that a call touches is looked up beforehand: no label is built and no map is searched on the way of a call, and a
-//! label can only have values that stand here.
+//! label can only have values that stand here. A new figure is a field of [`Metrics`], a line in [`Metrics::new`] that registers
+//! it with all its label values, and a method that says what happened; `docs/operations.md` lists it, and a test compares.
+
+mod process;
+mod series;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -16,13 +19,93 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::problem::ErrorCode;
+pub use series::{Figure, Kind, Labels};
+use series::{Grid, Observed, unlabelled};
 
 /// Seconds; the conventions' bounds, and finer ones below 10 ms.
-const DURATION_BOUNDS: [f64; 16] =
-    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
+const DURATION_BOUNDS: &[f64] =
+    &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// Seconds; the conventions' bounds for HTTP servers, without those that only finer questions than ours need.
+const HTTP_BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// What stands for every value that is none of ours, in the conventions' word.
+const OTHER: &str = "_OTHER";
+
+/// The revisions of the protocol that requests may speak.
+pub const PROTOCOL_VERSIONS: [&str; 4] = ["2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"];
+
+/// The codes of JSON-RPC errors that requests may end with.
+const RPC_ERRORS: [(i32, &str); 7] = [
+    (-32600, "-32600"),
+    (-32601, "-32601"),
+    (-32602, "-32602"),
+    (-32603, "-32603"),
+    (-32020, "-32020"),
+    (-32021, "-32021"),
+    (-32022, "-32022"),
+];
+
+/// The routes of the main listener.
+const WEB_ROUTES: [&str; 4] = ["/mcp", "/health/live", "/health/ready", "/"];
+const WEB_METHODS: [&str; 5] = ["POST", "GET", "HEAD", "DELETE", "OPTIONS"];
+/// The statuses that we answer with, and nginx's word for a client that did not wait.
+const WEB_STATUSES: [(u16, &str); 21] = [
+    (200, "200"),
+    (202, "202"),
+    (204, "204"),
+    (400, "400"),
+    (401, "401"),
+    (403, "403"),
+    (404, "404"),
+    (405, "405"),
+    (406, "406"),
+    (408, "408"),
+    (409, "409"),
+    (413, "413"),
+    (415, "415"),
+    (421, "421"),
+    (429, "429"),
+    (431, "431"),
+    (CLIENT_LEFT, "499"),
+    (500, "500"),
+    (501, "501"),
+    (503, "503"),
+    (504, "504"),
+];
+const CLIENT_LEFT: u16 = 499;
 
 /// Why an attempt at the backend was repeated.
 pub const RETRY_REASONS: [&str; 5] = ["not_sent", "interrupted", "status", "throttled", "unauthorized"];
+
+/// A request of MCP that is not a call of one of our tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`WORDS` says what each is")]
+pub enum Operation {
+    Initialize,
+    Discover,
+    Ping,
+    ListTools,
+    CallUnknownTool,
+    Other,
+}
+
+impl Operation {
+    /// Method and tool of each, in order.
+    const WORDS: [(&'static str, &'static str); 6] = [
+        ("initialize", ""),
+        ("server/discover", ""),
+        ("ping", ""),
+        ("tools/list", ""),
+        ("tools/call", OTHER),
+        (OTHER, ""),
+    ];
+
+    /// The method's name on the wire; [`OTHER`]'s for those that are not served.
+    pub fn method(self) -> &'static str {
+        Self::WORDS.get(self as usize).map_or(OTHER, |(method, _)| method)
+    }
+}
 
 /// How a tool call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,10 +165,12 @@ pub enum Exchange {
     Unreadable,
     /// Nothing was sent.
     NotMade,
+    /// Nobody was left to read the answer.
+    Cancelled,
 }
 
 impl Exchange {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Success, "2xx"),
         (Self::Redirection, "3xx"),
         (Self::ClientError, "4xx"),
@@ -95,6 +180,7 @@ impl Exchange {
         (Self::Timeout, "timeout"),
         (Self::Unreadable, "unreadable"),
         (Self::NotMade, "not_made"),
+        (Self::Cancelled, "cancelled"),
     ];
 
     /// The word for it, in metrics and spans.
@@ -103,9 +189,66 @@ impl Exchange {
     }
 }
 
+/// Whose fault it is that a call did not succeed: what a service level is reckoned by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nobody's: it did succeed.
+    None,
+    /// The caller's: wrong arguments, or they left.
+    Caller,
+    /// The backend's own answer was an error.
+    Backend,
+    /// Ours, and that of everything else between the caller and the backend's answer.
+    Server,
+}
+
+impl Fault {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Caller => "caller",
+            Self::Backend => "backend",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// The ends that a call can come to, each with whose fault it is.
+const ENDS: [(Outcome, Fault); 8] = [
+    (Outcome::Ok, Fault::None),
+    (Outcome::Cancelled, Fault::Caller),
+    (Outcome::Failed(ErrorCode::ValidationError), Fault::Caller),
+    (Outcome::Failed(ErrorCode::ServiceError), Fault::Backend),
+    (Outcome::Failed(ErrorCode::ServiceError), Fault::Server),
+    (Outcome::Failed(ErrorCode::AuthenticationError), Fault::Server),
+    (Outcome::Failed(ErrorCode::TimeoutError), Fault::Server),
+    (Outcome::Failed(ErrorCode::InternalError), Fault::Server),
+];
+
+/// One call of a tool, after its end.
+#[derive(Debug, Clone, Copy)]
+pub struct EndedCall<'a> {
+    /// Its place among the tools.
+    pub tool: usize,
+    /// The revision of the protocol that it came by.
+    pub protocol: &'a str,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether the failure was the backend's own answer.
+    pub backend_declared: bool,
+    /// How long it took.
+    pub took: Duration,
+    /// How much of that the backend had.
+    pub at_backend: Duration,
+    /// Whether it only reads.
+    pub reads: bool,
+}
+
 /// What turned a call away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shed {
+    /// `MAX_CONNECTIONS`.
+    Connections,
     /// `MAX_IN_FLIGHT`.
     Server,
     /// `MAX_IN_FLIGHT_PER_TOOL`.
@@ -119,7 +262,8 @@ pub enum Shed {
 }
 
 impl Shed {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Connections, "connections"),
         (Self::Server, "server"),
         (Self::Tool, "tool"),
         (Self::Backend, "backend"),
@@ -128,13 +272,30 @@ impl Shed {
     ];
 }
 
+/// How much may be in flight at the same time; the names are those of [`Shed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`Shed` says which setting each is")]
+pub struct Capacity {
+    pub connections: usize,
+    pub server: usize,
+    pub tool: usize,
+    pub backend: usize,
+}
+
 /// The figures, and the registry that prints them.
 pub struct Metrics {
     registry: Registry,
-    /// By tool, then by outcome.
-    tool_calls: Table<Histogram>,
-    /// By route, then by the kind of the answer.
-    backend_calls: Table<Histogram>,
+    /// By operation, error and protocol version. The tools come after the other operations.
+    operations: Grid,
+    /// By tool, then by place in [`ENDS`].
+    calls: Vec<Vec<Counter>>,
+    overhead: Histogram,
+    /// By tool.
+    active_calls: Vec<Gauge>,
+    /// By route and kind of the answer.
+    backend_calls: Grid,
+    /// By method, route and status.
+    web_requests: Grid,
     retries: Vec<(&'static str, Counter)>,
     budget_exhausted: Counter,
     shed: Vec<Counter>,
@@ -142,65 +303,67 @@ pub struct Metrics {
     panics: Counter,
     in_flight: Gauge,
     backend_in_flight: Gauge,
+    backend_permits: Gauge,
     connections: Gauge,
 }
-
-type Table<M> = Vec<Vec<M>>;
-type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 impl Metrics {
     /// Registers every figure, for these closed sets of tools and of the backend's routes (method and template).
     pub fn new(tools: &[&'static str], routes: &[(&'static str, &'static str)]) -> Self {
         let mut registry = Registry::default();
-        let seconds = || Family::new_with_constructor((|| Histogram::new(DURATION_BOUNDS)) as fn() -> Histogram);
+        let operations = operations(&mut registry, tools);
+        let calls = calls(&mut registry, tools);
+        let overhead = Histogram::new(DURATION_BOUNDS.iter().copied());
+        let help = "What calls that read and succeed take beyond the backend's own time";
+        registry.register_with_unit("mcp_server_operation_overhead", help, Unit::Seconds, overhead.clone());
 
-        let family: Family<LabelSet<3>, Histogram, _> = seconds();
-        let tool_calls = tools
-            .iter()
-            .map(|tool| {
-                let labels = Outcome::ALL.map(|outcome| {
-                    [
-                        ("mcp_method_name", "tools/call"),
-                        ("gen_ai_tool_name", *tool),
-                        ("error_type", outcome.error_type()),
-                    ]
-                });
-                labels.map(|labels| family.get_or_create(&LabelSet(labels)).clone()).to_vec()
-            })
-            .collect();
-        let help = "Duration of MCP requests, from the decoded message to the result";
-        registry.register_with_unit("mcp_server_operation_duration", help, Unit::Seconds, family);
+        let family = Family::<LabelSet<1>, Gauge>::default();
+        let active_calls =
+            tools.iter().map(|tool| family.get_or_create(&LabelSet([("gen_ai_tool_name", *tool)])).clone()).collect();
+        registry.register("mcp_server_active_calls", "Calls of a tool in flight", family);
 
-        let family: Family<LabelSet<3>, Histogram, _> = seconds();
-        let backend_calls = routes
-            .iter()
-            .map(|(method, template)| {
-                let labels = Exchange::ALL.map(|(_, kind)| {
-                    [("http_request_method", *method), ("url_template", *template), ("outcome", kind)]
-                });
-                labels.map(|labels| family.get_or_create(&LabelSet(labels)).clone()).to_vec()
-            })
-            .collect();
-        let help = "Duration of single attempts at the backend, to the last byte of the answer";
-        registry.register_with_unit("http_client_request_duration", help, Unit::Seconds, family);
-
-        let family = Family::<LabelSet<1>, Counter>::default();
-        let retries = RETRY_REASONS
-            .map(|reason| (reason, family.get_or_create(&LabelSet([("reason", reason)])).clone()))
-            .to_vec();
-        registry.register(
-            "mcp_server_backend_retries",
-            "Repeated attempts at the backend, by what made them so",
-            family,
+        let backend_calls = Grid::register(
+            &mut registry,
+            Figure::seconds(
+                "http_client_request_duration",
+                "Duration of single attempts at the backend, to the last byte of the answer",
+            ),
+            DURATION_BOUNDS,
+            vec![
+                routes
+                    .iter()
+                    .map(|(method, template)| vec![("http_request_method", *method), ("url_template", *template)])
+                    .collect(),
+                axis("outcome", Exchange::ALL.iter().map(|(_, kind)| *kind)),
+            ],
+        );
+        let web_requests = Grid::register(
+            &mut registry,
+            Figure::seconds(
+                "http_server_request_duration",
+                "Duration of HTTP requests on the main listener, from the request's head to the answer's",
+            ),
+            HTTP_BOUNDS,
+            vec![
+                axis("http_request_method", WEB_METHODS.into_iter().chain([OTHER])),
+                axis("http_route", WEB_ROUTES.into_iter().chain([OTHER])),
+                axis("http_response_status_code", WEB_STATUSES.iter().map(|(_, word)| *word).chain([OTHER])),
+            ],
         );
 
-        let family = Family::<LabelSet<1>, Counter>::default();
-        let shed = Shed::ALL.map(|(_, limit)| family.get_or_create(&LabelSet([("limit", limit)])).clone()).to_vec();
-        registry.register("mcp_server_shed", "Calls turned away at once, by the limit that did it", family);
-
-        let build = Family::<LabelSet<1>, Gauge>::default();
-        build.get_or_create(&LabelSet([("version", env!("CARGO_PKG_VERSION"))])).set(1);
-        registry.register("mcp_server_build_info", "Always 1; the label tells the version", build);
+        let retries = RETRY_REASONS.into_iter().zip(counters(
+            &mut registry,
+            &Figure::new("mcp_server_backend_retries", "Repeated attempts at the backend, by what made them so"),
+            "reason",
+            &RETRY_REASONS,
+        ));
+        let retries = retries.collect();
+        let shed = counters(
+            &mut registry,
+            &Figure::new("mcp_server_shed", "Calls and requests turned away at once, by the limit that did it"),
+            "limit",
+            &Shed::ALL.map(|(_, limit)| limit),
+        );
 
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
@@ -219,10 +382,14 @@ impl Metrics {
         let in_flight = gauge("http_server_active_requests", "MCP requests in flight");
         let backend_in_flight = gauge("http_client_active_requests", "Requests that the backend is at");
         let connections = gauge("http_server_open_connections", "Open connections on the main listener");
-        Self {
+        let mut metrics = Self {
             registry,
-            tool_calls,
+            operations,
+            calls,
+            overhead,
+            active_calls,
             backend_calls,
+            web_requests,
             retries,
             budget_exhausted,
             shed,
@@ -230,29 +397,103 @@ impl Metrics {
             panics,
             in_flight,
             backend_in_flight,
+            backend_permits: Gauge::default(),
             connections,
-        }
+        };
+        let build = vec![("version", env!("CARGO_PKG_VERSION"))];
+        let figure = Figure::new("mcp_server_build_info", "Always 1; the label tells the version");
+        metrics.observe_each(Kind::Gauge, figure, move || vec![(build.clone(), 1.0)]);
+        metrics.observe_process();
+        metrics
     }
 
-    /// Adds gauges that are read when somebody asks, such as the age of a token: name, help and a way to read it.
-    pub fn observe(&mut self, name: &str, help: &str, read: impl Fn() -> f64 + Send + Sync + 'static) {
-        let observed = Observed { name: name.to_owned(), help: help.to_owned(), read: Box::new(read) };
+    /// Adds the limits, and how much of each is taken.
+    pub fn observe_capacity(&mut self, capacity: Capacity) {
+        let limits = [
+            ("connections", capacity.connections),
+            ("server", capacity.server),
+            ("tool", capacity.tool),
+            ("backend", capacity.backend),
+        ];
+        let figure = Figure::new("mcp_server_limit", "What may be in flight at the same time, by the limit's name");
+        self.observe_each(Kind::Gauge, figure, move || {
+            limits.map(|(name, limit)| (vec![("limit", name)], limit as f64)).to_vec()
+        });
+        let (connections, server) = (self.connections.clone(), self.in_flight.clone());
+        let (tools, backend) = (self.active_calls.clone(), self.backend_permits.clone());
+        let figure = Figure::new(
+            "mcp_server_limit_in_use",
+            "What is in flight of a limit; of the limit `tool`, which every tool has for itself, the fullest one",
+        );
+        self.observe_each(Kind::Gauge, figure, move || {
+            let fullest = tools.iter().map(Gauge::get).max().unwrap_or_default();
+            [
+                ("connections", connections.get()),
+                ("server", server.get()),
+                ("tool", fullest),
+                ("backend", backend.get()),
+            ]
+            .map(|(name, taken)| (vec![("limit", name)], taken as f64))
+            .to_vec()
+        });
+    }
+
+    /// Adds a figure that is read when somebody asks, such as the age of a token.
+    pub fn observe(&mut self, kind: Kind, figure: Figure, read: impl Fn() -> f64 + Send + Sync + 'static) {
+        self.observe_each(kind, figure, move || vec![unlabelled(read())]);
+    }
+
+    /// Adds a figure with labels, all of them from a closed set, that is read when somebody asks.
+    pub fn observe_each(
+        &mut self,
+        kind: Kind,
+        figure: Figure,
+        read: impl Fn() -> Vec<(Labels, f64)> + Send + Sync + 'static,
+    ) {
+        let observed = Observed { kind, figure, read: Box::new(read) };
         self.registry.register_collector(Box::new(observed));
     }
 
+    /// A request of MCP that is no call of a tool of ours has ended, with this error's code if with one.
+    pub fn operation_ended(&self, operation: Operation, protocol: &str, error: Option<i32>, took: Duration) {
+        let error = match error {
+            None => 0,
+            Some(code) => Outcome::ALL.len() + place(&RPC_ERRORS, |(other, _)| *other == code),
+        };
+        self.operations.observe(&[operation as usize, error, version(protocol)], took.as_secs_f64());
+    }
+
     /// One tool call has ended.
-    pub fn tool_called(&self, tool: usize, outcome: Outcome, took: Duration) {
-        let column = Outcome::ALL.iter().position(|other| *other == outcome);
-        if let Some(histogram) = cell(&self.tool_calls, tool, column) {
-            histogram.observe(took.as_secs_f64());
+    pub fn tool_called(&self, call: &EndedCall<'_>) {
+        let outcome = place(&Outcome::ALL, |other| *other == call.outcome);
+        let operation = Operation::WORDS.len() + call.tool;
+        self.operations.observe(&[operation, outcome, version(call.protocol)], call.took.as_secs_f64());
+        let fits = |(outcome, fault): &(Outcome, Fault)| {
+            *outcome == call.outcome && (call.backend_declared || *fault != Fault::Backend)
+        };
+        if let Some(counter) = self.calls.get(call.tool).and_then(|ends| ends.get(place(&ENDS, fits))) {
+            counter.inc();
+        }
+        if call.reads && call.outcome == Outcome::Ok {
+            self.overhead.observe(call.took.saturating_sub(call.at_backend).as_secs_f64());
         }
     }
 
     /// One attempt at the backend has ended.
     pub fn backend_asked(&self, route: usize, exchange: Exchange, took: Duration) {
-        let column = Exchange::ALL.iter().position(|(other, _)| *other == exchange);
-        if let Some(histogram) = cell(&self.backend_calls, route, column) {
-            histogram.observe(took.as_secs_f64());
+        let exchange = place(&Exchange::ALL, |(other, _)| *other == exchange);
+        self.backend_calls.observe(&[route, exchange], took.as_secs_f64());
+    }
+
+    /// A request on the main listener has arrived. Dropping what this returns counts it.
+    pub fn request_arrived(&self, method: &str, path: &str) -> ArrivedRequest<'_> {
+        let path = if path == "/mcp/" { "/mcp" } else { path };
+        ArrivedRequest {
+            requests: &self.web_requests,
+            started: Instant::now(),
+            method: place(&WEB_METHODS, |other| *other == method),
+            route: place(&WEB_ROUTES, |other| *other == path),
+            status: CLIENT_LEFT,
         }
     }
 
@@ -270,8 +511,7 @@ impl Metrics {
 
     /// A call was turned away at once.
     pub fn shed(&self, limit: Shed) {
-        let column = Shed::ALL.iter().position(|(other, _)| *other == limit);
-        if let Some(counter) = column.and_then(|column| self.shed.get(column)) {
+        if let Some(counter) = self.shed.get(place(&Shed::ALL, |(other, _)| *other == limit)) {
             counter.inc();
         }
     }
@@ -291,9 +531,19 @@ impl Metrics {
         GaugeGuard::of(&self.in_flight)
     }
 
+    /// Counts a call of this tool as in flight until the guard is dropped.
+    pub fn call_in_flight(&self, tool: usize) -> Option<GaugeGuard> {
+        self.active_calls.get(tool).map(GaugeGuard::of)
+    }
+
     /// Counts a request as being with the backend until the guard is dropped.
     pub fn backend_in_flight(&self) -> GaugeGuard {
         GaugeGuard::of(&self.backend_in_flight)
+    }
+
+    /// Counts one of the backend's permits as taken until the guard is dropped.
+    pub fn backend_permit(&self) -> GaugeGuard {
+        GaugeGuard::of(&self.backend_permits)
     }
 
     /// Counts a connection as open until the guard is dropped.
@@ -313,8 +563,81 @@ impl Metrics {
     }
 }
 
-fn cell<M>(table: &Table<M>, row: usize, column: Option<usize>) -> Option<&M> {
-    table.get(row)?.get(column?)
+/// The conventions' histogram of MCP requests.
+fn operations(registry: &mut Registry, tools: &[&'static str]) -> Grid {
+    let labels =
+        |(method, tool)| vec![("mcp_method_name", method), ("gen_ai_tool_name", tool), ("network_transport", "tcp")];
+    let operations = Operation::WORDS.into_iter().chain(tools.iter().map(|tool| ("tools/call", *tool)));
+    let errors = Outcome::ALL.iter().map(|outcome| outcome.error_type());
+    let errors = errors.chain(RPC_ERRORS.iter().map(|(_, word)| *word)).chain([OTHER]);
+    let figure = Figure::seconds(
+        "mcp_server_operation_duration",
+        "Duration of MCP requests, from the decoded message to the result",
+    );
+    let axes = vec![
+        operations.map(labels).collect(),
+        axis("error_type", errors),
+        axis("mcp_protocol_version", PROTOCOL_VERSIONS.into_iter().chain([OTHER])),
+    ];
+    Grid::register(registry, figure, DURATION_BOUNDS, axes)
+}
+
+/// What service levels are reckoned from: there from the start for every end, so that the first failure counts as an increase.
+fn calls(registry: &mut Registry, tools: &[&'static str]) -> Vec<Vec<Counter>> {
+    let family = Family::<LabelSet<3>, Counter>::default();
+    let ends = |tool: &&'static str| {
+        let labels = |(outcome, fault): &(Outcome, Fault)| {
+            LabelSet([("gen_ai_tool_name", *tool), ("outcome", outcome.as_str()), ("fault", fault.as_str())])
+        };
+        ENDS.iter().map(|end| family.get_or_create(&labels(end)).clone()).collect()
+    };
+    let calls = tools.iter().map(ends).collect();
+    registry.register("mcp_server_calls", "Calls of tools, by how they ended and whose fault that was", family);
+    calls
+}
+
+/// A counter for each value of a label, all of them there from the start.
+fn counters(registry: &mut Registry, figure: &Figure, label: &'static str, values: &[&'static str]) -> Vec<Counter> {
+    let family = Family::<LabelSet<1>, Counter>::default();
+    let counters = values.iter().map(|value| family.get_or_create(&LabelSet([(label, *value)])).clone()).collect();
+    registry.register(figure.name, figure.help, family);
+    counters
+}
+
+fn axis(label: &'static str, values: impl IntoIterator<Item = &'static str>) -> Vec<Labels> {
+    values.into_iter().map(|value| vec![(label, value)]).collect()
+}
+
+/// Where something stands; behind the last place, which is [`OTHER`]'s where there is one, if it does not.
+fn place<T>(all: &[T], is: impl FnMut(&T) -> bool) -> usize {
+    all.iter().position(is).unwrap_or(all.len())
+}
+
+fn version(protocol: &str) -> usize {
+    place(&PROTOCOL_VERSIONS, |other| *other == protocol)
+}
+
+/// A request whose answer is awaited.
+pub struct ArrivedRequest<'m> {
+    requests: &'m Grid,
+    started: Instant,
+    method: usize,
+    route: usize,
+    status: u16,
+}
+
+impl ArrivedRequest<'_> {
+    /// There is an answer, with this status.
+    pub fn answered(mut self, status: u16) {
+        self.status = status;
+    }
+}
+
+impl Drop for ArrivedRequest<'_> {
+    fn drop(&mut self) {
+        let status = place(&WEB_STATUSES, |(other, _)| *other == self.status);
+        self.requests.observe(&[self.method, self.route, status], self.started.elapsed().as_secs_f64());
+    }
 }
 
 /// Lowers a gauge again when it is dropped.
@@ -335,33 +658,10 @@ impl Drop for GaugeGuard {
 
 /// A fixed number of labels, all of them known when the program was built.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct LabelSet<const N: usize>(Labels<N>);
+struct LabelSet<const N: usize>([(&'static str, &'static str); N]);
 
 impl<const N: usize> EncodeLabelSet for LabelSet<N> {
     fn encode(&self, encoder: &mut prometheus_client::encoding::LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         self.0.as_slice().encode(encoder)
-    }
-}
-
-/// A gauge that is read when it is printed.
-struct Observed {
-    name: String,
-    help: String,
-    read: Box<dyn Fn() -> f64 + Send + Sync>,
-}
-
-impl fmt::Debug for Observed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-impl prometheus_client::collector::Collector for Observed {
-    fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        use prometheus_client::encoding::EncodeMetric as _;
-        let gauge = Gauge::<f64, AtomicU64>::default();
-        gauge.set((self.read)());
-        let metric = encoder.encode_descriptor(&self.name, &self.help, None, gauge.metric_type())?;
-        gauge.encode(metric)
     }
 }

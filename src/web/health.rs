@@ -63,6 +63,11 @@ impl Health {
         self.draining.load(Relaxed)
     }
 
+    /// What `/health/ready` says: whether calls should come here.
+    pub fn is_ready(&self) -> bool {
+        !self.is_draining() && (self.has_token)() && self.backend() != Condition::Unhealthy
+    }
+
     fn backend(&self) -> Condition {
         match self.backend_failures.as_ref().map(|failures| failures.load(Relaxed)) {
             None => Condition::Skipped,

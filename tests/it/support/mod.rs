@@ -5,6 +5,7 @@ pub mod calls;
 pub mod canaries;
 pub mod collector;
 pub mod process;
+pub mod scrape;
 pub mod wire;
 
 use std::net::SocketAddr;
