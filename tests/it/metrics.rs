@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::support::scrape::{Sample, Scrape};
-use crate::support::{Era, TestApp, until};
+use crate::support::{Era, TestApp, message, until};
 
 async fn get(app: &TestApp, address: std::net::SocketAddr, path: &str) -> (u16, String, String) {
     let answer = app.http.get(format!("http://{address}{path}")).send().await.unwrap();
@@ -85,7 +85,7 @@ async fn every_call_request_and_attempt_is_counted_once_under_what_became_of_it(
     app.send(Era::Legacy, "ping", json!({})).await;
     let client = json!({ "name": "client", "version": "1" });
     let params = json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client });
-    app.send(Era::Legacy, "initialize", params).await;
+    app.post(message(Era::Legacy, "initialize", params).to_string()).send().await.unwrap();
     for path in ["/", "/nowhere", "/mcp"] {
         app.http.get(app.url(path)).send().await.unwrap();
     }
@@ -180,9 +180,12 @@ fn assert_histograms_add_up(scrape: &Scrape) {
             assert!(last.value <= sample.value, "{last:?}, {sample:?}");
         }
         if bound == "+Inf" {
-            let labels: Vec<_> = labels.iter().map(|(label, value)| (&**label, &**value)).collect();
-            assert_eq!(scrape.sum(&format!("{name}_count"), &labels), sample.value, "{sample:?}");
-            assert!(scrape.sum(&format!("{name}_sum"), &labels) > 0.0, "{sample:?}");
+            let beside = |end: &str| {
+                let name = format!("{name}{end}");
+                scrape.samples.iter().find(|other| other.name == name && other.labels == labels).unwrap().value
+            };
+            assert_eq!(beside("_count"), sample.value, "{sample:?}");
+            assert_eq!(beside("_sum") > 0.0, sample.value > 0.0, "{sample:?}");
         }
         last = Some(sample);
     }
@@ -222,6 +225,7 @@ async fn metrics_are_answered_while_the_main_listener_takes_nothing_more() {
     const CONNECTIONS: usize = 4;
     let app = TestApp::spawn_with(|settings| {
         settings.web.max_connections = CONNECTIONS;
+        settings.web.request_header_timeout = Duration::from_secs(600);
         settings.web.max_in_flight = 1;
         settings.backend.max_concurrency = 1;
     })
@@ -237,12 +241,13 @@ async fn metrics_are_answered_while_the_main_listener_takes_nothing_more() {
         crowd.push(TcpStream::connect(app.address).await.unwrap());
     }
     until(async || app.metric("http_server_open_connections").await == CONNECTIONS as f64).await;
-    let elsewhere = || reqwest::Client::builder().no_proxy().build().unwrap();
+    // Each of its requests comes by a new connection.
+    let elsewhere = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
     for _ in 0..50 {
-        let refused = elsewhere().get(app.url("/")).send().await.unwrap();
+        let refused = elsewhere.get(app.url("/")).send().await.unwrap();
         assert_eq!(refused.status(), 503);
         let begin = Instant::now();
-        let answer = elsewhere().get(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
+        let answer = elsewhere.get(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert!(answer.text().await.unwrap().ends_with("# EOF\n"));
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
