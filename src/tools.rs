@@ -858,6 +858,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_revisions_that_are_served_are_those_that_are_counted() {
+        let served: Vec<_> = PROTOCOL_VERSIONS.iter().map(ProtocolVersion::as_str).collect();
+        assert_eq!(served, crate::telemetry::metrics::PROTOCOL_VERSIONS);
+    }
+
     #[tokio::test]
     async fn a_tool_that_is_full_refuses_at_once() {
         let server = server(1);

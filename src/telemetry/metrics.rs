@@ -665,3 +665,66 @@ impl<const N: usize> EncodeLabelSet for LabelSet<N> {
         self.0.as_slice().encode(encoder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOOLS: [&str; 5] = ["create_ticket", "get_user_profile", "list_tickets", "list_users", "query_data"];
+    const ROUTES: [(&str, &str); 2] = [("GET", "/users/{user_id}"), ("POST", "/tickets")];
+
+    #[test]
+    fn a_call_is_somebodys_fault_exactly_once() {
+        let metrics = Metrics::new(&TOOLS, &ROUTES);
+        for (outcome, backend_declared, fault) in [
+            (Outcome::Ok, false, "none"),
+            (Outcome::Cancelled, false, "caller"),
+            (Outcome::Failed(ErrorCode::ValidationError), false, "caller"),
+            (Outcome::Failed(ErrorCode::ServiceError), true, "backend"),
+            (Outcome::Failed(ErrorCode::ServiceError), false, "server"),
+            (Outcome::Failed(ErrorCode::AuthenticationError), false, "server"),
+            (Outcome::Failed(ErrorCode::TimeoutError), false, "server"),
+            (Outcome::Failed(ErrorCode::InternalError), false, "server"),
+        ] {
+            let (took, at_backend) = (Duration::from_millis(9), Duration::from_millis(5));
+            let call = EndedCall { tool: 1, protocol: "", outcome, backend_declared, took, at_backend, reads: true };
+            metrics.tool_called(&call);
+            let (text, outcome) = (metrics.encode().unwrap(), outcome.as_str());
+            let counted = format!(
+                r#"mcp_server_calls_total{{gen_ai_tool_name="get_user_profile",outcome="{outcome}",fault="{fault}"}} 1"#
+            );
+            assert!(text.contains(&counted), "{counted}: {text}");
+        }
+        let text = metrics.encode().unwrap();
+        assert!(text.contains("mcp_server_operation_overhead_seconds_sum 0.004\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_unknown_is_counted_as_other_and_places_that_do_not_exist_are_not_counted() {
+        let metrics = Metrics::new(&TOOLS, &ROUTES);
+        metrics.operation_ended(Operation::Other, "1999-01-01", Some(-1), Duration::ZERO);
+        metrics.request_arrived("BREW", "/pot").answered(418);
+        drop(metrics.request_arrived("POST", "/mcp/"));
+        metrics.backend_asked(99, Exchange::Success, Duration::ZERO);
+        let text = metrics.encode().unwrap();
+        for series in [
+            r#"mcp_method_name="_OTHER",network_transport="tcp",error_type="_OTHER",mcp_protocol_version="_OTHER""#,
+            r#"http_request_method="_OTHER",http_route="_OTHER",http_response_status_code="_OTHER""#,
+            r#"http_request_method="POST",http_route="/mcp",http_response_status_code="499""#,
+        ] {
+            assert!(text.contains(&format!("_count{{{series}}} 1\n")), "{series}: {text}");
+        }
+        assert!(!text.contains("http_client_request_duration_seconds_count"), "{text}");
+    }
+
+    /// However inventive the callers: this is all that there can ever be.
+    #[test]
+    fn every_combination_together_stays_a_scrape_that_prometheus_takes() {
+        let metrics = Metrics::new(&TOOLS, &ROUTES);
+        for grid in [&metrics.operations, &metrics.backend_calls, &metrics.web_requests] {
+            grid.observe_everywhere();
+        }
+        let lines = metrics.encode().unwrap().lines().count();
+        assert!(lines < 30_000, "{lines} lines");
+    }
+}

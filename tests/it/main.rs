@@ -29,6 +29,7 @@ mod logs;
 mod matrix;
 mod metrics;
 mod on_behalf_of;
+mod operations;
 mod overload;
 mod protocol;
 mod settings;
