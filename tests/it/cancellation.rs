@@ -83,12 +83,8 @@ async fn a_read_whose_client_leaves_is_not_repeated() {
     app.stand_ins.backend.set_fault([FaultRule::status(503).header("retry-after", "5")]);
     call_and_leave(&app, Era::Modern, "get_user_profile", json!({ "user_id": "42" })).await;
     app.stand_ins.backend.set_fault([]);
-    let finished = || async {
-        let metrics = app.http.get(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
-        metrics.text().await.unwrap().contains(
-            r#"_count{mcp_method_name="tools/call",gen_ai_tool_name="get_user_profile",error_type="cancelled"} 1"#,
-        )
-    };
+    let ended = r#"mcp_server_calls_total{gen_ai_tool_name="get_user_profile",outcome="cancelled",fault="caller"}"#;
+    let finished = async || app.metric(ended).await == 1.0;
     until(finished).await;
     assert_eq!(app.backend_requests().len(), 1);
 }
