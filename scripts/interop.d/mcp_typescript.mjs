@@ -1,7 +1,7 @@
-// The TypeScript SDKs, npm `@modelcontextprotocol/client` (2.x) and `@modelcontextprotocol/sdk` (1.x): walks the scenario
+// The TypeScript SDKs, npm `@modelcontextprotocol/client` (2.x) and `@modelcontextprotocol/sdk` (1.x): walks the plan
 // and prints what it saw. Judges nothing: `scripts/interop` does.
 //
-//     mcp_typescript.mjs URL MODE < scenario.json      MODE: auto, legacy, a version to pin, or sdk-v1
+//     mcp_typescript.mjs URL MODE < plan.json      MODE: auto, legacy, a version to pin, or sdk-v1
 //
 // The packages are looked up from the folder it is run in.
 
@@ -37,11 +37,28 @@ async function seen(client, { tool, arguments: args }) {
   }
 }
 
+// Stops waiting for a call, stays for a while, and leaves.
+async function giveUp(mode, slow) {
+  const { client } = await connect(slow.url, mode);
+  const request = { name: slow.tool, arguments: slow.arguments };
+  const options = { signal: AbortSignal.timeout(slow.patience_s * 1000), timeout: 60_000 };
+  const call = mode === 'sdk-v1' ? client.callTool(request, undefined, options) : client.callTool(request, options);
+  const outcome = await call.then(
+    () => 'was answered',
+    () => (options.signal.aborted ? 'gave up' : 'failed'),
+  );
+  await new Promise((later) => setTimeout(later, slow.linger_s * 1000));
+  await client.close();
+  return outcome;
+}
+
 const [url, mode] = process.argv.slice(2);
-const scenario = JSON.parse(readFileSync(0, 'utf8'));
+const plan = JSON.parse(readFileSync(0, 'utf8'));
 const { client, version } = await connect(url, mode);
 const { tools } = await client.listTools(); // also teaches the client the output schemas that it then checks results against
 const steps = {};
-for (const step of scenario) steps[step.name] = await seen(client, step);
+for (const step of plan.steps) steps[step.name] = await seen(client, step);
+const parallel = await Promise.all(plan.parallel.map((call) => seen(client, call)));
 await client.close();
-console.log(JSON.stringify({ version, tools: tools.map((tool) => tool.name), steps }));
+const slow = plan.slow && (await giveUp(mode, plan.slow));
+console.log(JSON.stringify({ version, tools: tools.map((tool) => tool.name), steps, parallel, slow }));
