@@ -112,6 +112,34 @@ async fn the_list_of_tools_changes_only_on_purpose() {
     insta::assert_json_snapshot!("tools_list_modern", modern);
 }
 
+/// What a model pays, in tokens, for knowing the five tools: in every conversation, before anything is asked.
+const TOKENS_FOR_THE_TOOLS: usize = 1_100;
+/// The same with what stays with the client: output schemas, titles, annotations.
+const TOKENS_FOR_THE_ANSWER: usize = 1_500;
+
+#[tokio::test]
+#[expect(clippy::print_stdout, reason = "the figures, for who asks with --nocapture")]
+async fn the_five_tools_cost_a_model_little() {
+    let app = TestApp::spawn().await;
+    let tokens = |value: &Value| tiktoken_rs::o200k_base_singleton().encode_ordinary(&value.to_string()).len();
+    for era in Era::ALL {
+        let list = app.result(era, "tools/list", json!({})).await;
+        let tools = list["tools"].as_array().unwrap();
+        // What clients hand to a model.
+        let told = tools.iter().map(|tool| {
+            json!({ "name": tool["name"], "description": tool["description"], "input_schema": tool["inputSchema"] })
+        });
+        let told: Vec<Value> = told.collect();
+        for tool in &told {
+            println!("{era:?} {:>5} tokens  {}", tokens(tool), tool["name"].as_str().unwrap());
+        }
+        let (told, whole) = (tokens(&told.into()), tokens(&list));
+        println!("{era:?} {told:>5} tokens for what a model is told, {whole} for the whole answer");
+        assert!(told < TOKENS_FOR_THE_TOOLS, "{era:?}: {told} tokens, not fewer than {TOKENS_FOR_THE_TOOLS}");
+        assert!(whole < TOKENS_FOR_THE_ANSWER, "{era:?}: {whole} tokens, not fewer than {TOKENS_FOR_THE_ANSWER}");
+    }
+}
+
 #[tokio::test]
 async fn modern_results_say_who_answered_and_lists_how_long_they_keep() {
     let app = TestApp::spawn().await;
