@@ -5,6 +5,8 @@
 //! each end as the contract says. It knows no axum, and the backend knows no MCP.
 
 mod args;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod data;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -620,7 +622,10 @@ impl ServerHandler for ToolServer {
             }
             let caller = caller(&context);
             let visible = self.entries().filter(|entry| caller.is_some_and(|caller| caller.may(entry.permission)));
-            let mut list = ListToolsResult::with_all_items(visible.map(|entry| entry.definition.clone()).collect());
+            let tools = visible.map(|entry| entry.definition.clone());
+            #[cfg(feature = "conformance")]
+            let tools = tools.chain(conformance::definitions());
+            let mut list = ListToolsResult::with_all_items(tools.collect());
             if modern {
                 let (ttl_ms, cache_scope) = cache_hints(&context);
                 list = list.with_ttl_ms(ttl_ms).with_cache_scope(cache_scope);
@@ -631,6 +636,10 @@ impl ServerHandler for ToolServer {
     }
 
     fn get_tool(&self, name: &str) -> Option<ToolDefinition> {
+        #[cfg(feature = "conformance")]
+        if let Some(fixture) = conformance::definitions().find(|fixture| fixture.name == name) {
+            return Some(fixture);
+        }
         self.find(name).map(|entry| entry.definition.clone())
     }
 
@@ -639,6 +648,10 @@ impl ServerHandler for ToolServer {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        #[cfg(feature = "conformance")]
+        if conformance::definitions().any(|fixture| fixture.name == request.name) {
+            return conformance::call(&request, &context).await.map(Into::into);
+        }
         let Some(entry) = self.find(&request.name) else {
             self.refuse_unknown_tool(&request, &context);
             let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();

@@ -203,3 +203,23 @@ fn the_scan_sees_what_it_should() {
     assert_eq!(source.paths_from("crate"), ["auth::Caller", "web::self", "web::Health", "demo::run"]);
     assert_eq!(source.paths_from("std"), ["env"]);
 }
+
+#[test]
+fn no_release_has_the_fixtures_of_the_conformance_suite() {
+    let read = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let manifest = read("Cargo.toml");
+    let (_, features) = manifest.split_once("\n[features]\n").unwrap();
+    let features = features.split("\n[").next().unwrap();
+    let asks = features.lines().filter(|line| !line.starts_with('#') && line.contains("conformance"));
+    assert_eq!(asks.collect::<Vec<_>>(), ["conformance = []"], "another feature brings the fixtures along");
+
+    let dockerfile = read("Dockerfile");
+    let builds: Vec<_> = dockerfile.lines().filter(|line| line.contains("cargo auditable build")).collect();
+    assert!(!builds.is_empty(), "the image is built");
+    for build in builds {
+        assert!(build.contains("--no-default-features") && !build.contains("--features"), "{build}");
+    }
+    // Whoever asks for both gets no binary.
+    let refuses = "#[cfg(not(debug_assertions))]\ncompile_error!";
+    assert!(code_of(&read("src/tools/conformance.rs")).contains(refuses), "a release with fixtures compiles");
+}
