@@ -2,6 +2,8 @@
 //!
 //! `mcp_rmcp URL MODE < plan.json`, where MODE is `auto`, `legacy`, or a version to pin.
 
+#![expect(clippy::indexing_slicing, reason = "a `Value` without the field is `Null`: it does not panic")]
+
 use std::error::Error;
 use std::io::Write as _;
 use std::time::Duration;
