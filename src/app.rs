@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error_span, info, warn};
 
-use crate::auth::{Verifier, VerifierError};
+use crate::auth::{Refusal, Verifier, VerifierError};
 use crate::backend::{BackendClient, BreakerState, Route};
 use crate::identity::{IdentityStartError, OnBehalfOf, TokenSource, TokenStats};
 use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, Settings};
@@ -142,7 +142,8 @@ impl App {
         };
         let tools = ToolServer::new(wiring, |tool, writes| settings.tools.allows(tool, writes));
         let guard = inbound.map(|(inbound, verifier)| {
-            Guard::new(inbound, &settings.identity.authority, verifier, tools.permissions())
+            let told = (Arc::clone(&metrics), Arc::clone(&audit));
+            Guard::new(inbound, &settings.identity.authority, verifier, told, tools.permissions())
         });
         let (metrics_of_web, timeout) = (Arc::clone(&metrics), settings.backend.timeout);
         let web = Web::new(&settings.web, tools, metrics_of_web, Arc::clone(&health), timeout, guard);
@@ -310,6 +311,7 @@ struct Observed {
 /// The figures, with those that the rooms hold in memory anyway.
 fn metrics_of(settings: &Settings, identity: &Arc<TokenSource>, observed: &Arc<Observed>) -> Metrics {
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
+    metrics.count_refusals(&Refusal::WORDS);
     metrics.observe_runtime(&Handle::current());
     metrics.observe_capacity(Capacity {
         connections: settings.web.max_connections,
@@ -372,13 +374,12 @@ fn observe_identity(metrics: &mut Metrics, identity: &Arc<TokenSource>) {
 fn observe_telemetry(metrics: &mut Metrics, audit: &Arc<Audit>, spans: Option<&Spans>) {
     let help = "Log lines that were dropped because nobody read them in time";
     metrics.observe(Kind::Counter, Figure::new("mcp_server_log_lines_dropped", help), || logs::dropped_lines() as f64);
-    if let Some(spans) = spans {
-        let (sent, kept) = (spans.clone(), spans.clone());
-        let figure = Figure::new("mcp_server_spans_exported", "Spans that the collector has taken");
-        metrics.observe(Kind::Counter, figure, move || sent.exported() as f64);
-        let help = "Spans that were not sent because the collector is too slow, or not there";
-        metrics.observe(Kind::Counter, Figure::new("mcp_server_spans_dropped", help), move || kept.dropped() as f64);
-    }
+    let (sent, kept) = (spans.cloned(), spans.cloned());
+    let figure = Figure::new("mcp_server_spans_exported", "Spans that the collector has taken");
+    metrics.observe(Kind::Counter, figure, move || sent.as_ref().map_or(0.0, |spans| spans.exported() as f64));
+    let help = "Spans that were not sent because the collector is too slow, or not there";
+    let figure = Figure::new("mcp_server_spans_dropped", help);
+    metrics.observe(Kind::Counter, figure, move || kept.as_ref().map_or(0.0, |spans| spans.dropped() as f64));
     let file = Arc::clone(audit);
     let figure = Figure::new("mcp_server_audit_events_lost", "Audit events that are not in the audit file");
     metrics.observe(Kind::Counter, figure, move || file.lost() as f64);

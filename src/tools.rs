@@ -64,6 +64,8 @@ const PROTOCOL_VERSIONS: &[ProtocolVersion] = &[
 const LIST_TTL_MS: u64 = 300_000;
 /// The outcome, in the audit, of a call of a tool that does not exist.
 const UNKNOWN_TOOL: &str = "UNKNOWN_TOOL";
+/// And of one that the caller may not call.
+const INSUFFICIENT_SCOPE: &str = "INSUFFICIENT_SCOPE";
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
 const INSTRUCTIONS: &str = "Users, support tickets and datasets of the organisation's internal service. \
     Failed calls return a JSON object with `error`, `message` and `details`; `message` says what to do next.";
@@ -383,8 +385,14 @@ impl ToolServer {
         answer
     }
 
-    /// Asking for a tool that does not exist leaves its trace. The name is the caller's text, so it is not repeated.
-    fn refuse_unknown_tool(&self, request: &CallToolRequestParams, context: &RequestContext<RoleServer>) {
+    /// A call that never begins leaves its trace. The name of a tool that does not exist is the caller's text, and not repeated.
+    fn refuse(
+        &self,
+        entry: Option<&'static Entry>,
+        outcome: &'static str,
+        request: &CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) {
         let (trace, caller) = origin(context);
         let _inside = trace.span().enter();
         let no_arguments = JsonObject::new();
@@ -394,10 +402,10 @@ impl ToolServer {
             trace_id: trace.context().trace_id(),
             caller: caller.as_ref().and_then(subject),
             client_address: caller.as_ref().map(Caller::address),
-            tool: None,
+            tool: entry.map(|entry| (&*entry.definition.name, &entry.schema_digest)),
             arguments: Some(&arguments),
             decision: Decision::Refused,
-            outcome: UNKNOWN_TOOL,
+            outcome,
             backend_status: None,
             attempts: 0,
             idempotency_key: None,
@@ -653,7 +661,7 @@ impl ServerHandler for ToolServer {
             return conformance::call(&request, &context).await.map(Into::into);
         }
         let Some(entry) = self.find(&request.name) else {
-            self.refuse_unknown_tool(&request, &context);
+            self.refuse(None, UNKNOWN_TOOL, &request, &context);
             let names: Vec<_> = self.entries().map(|entry| &*entry.definition.name).collect();
             return self.answered(Operation::CallUnknownTool, context.protocol_version(), &context, || {
                 Err(ErrorData::invalid_params(
@@ -664,6 +672,7 @@ impl ServerHandler for ToolServer {
         };
         let name = TOOL_NAMES.get(entry.index).copied().unwrap_or_default();
         if !caller(&context).is_some_and(|caller| caller.may_call(name, entry.permission)) {
+            self.refuse(Some(entry), INSUFFICIENT_SCOPE, &request, &context);
             // The HTTP layer answers in place of this, with a status and a challenge that clients act on.
             let needed = entry.permission.as_str();
             return Err(ErrorData::invalid_request(format!("the caller lacks the permission `{needed}`"), None));

@@ -272,6 +272,7 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     };
     let step_up = StepUp::default();
     request.extensions_mut().insert(step_up.clone());
+    let trace = request.extensions().get::<RequestTrace>().cloned();
     let response = serve_mcp(&endpoint, request).await;
     if let Some(problem) = step_up.demanded() {
         return guard.step_up(problem);
@@ -279,7 +280,7 @@ async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
     // Which tool is called, and so what the caller needs, is known once the body has been read: the tools find out, and rmcp has
     // no word for it.
     match caller.lacked() {
-        Some(lacked) => guard.refuse(Refusal::ToolPermission(lacked), &caller),
+        Some(lacked) => guard.refuse(Refusal::ToolPermission(lacked), &caller, trace.as_ref()),
         None => response,
     }
 }

@@ -60,7 +60,7 @@ pub struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// A caller that was turned away before any tool was looked at; `outcome` is the code of the refusal.
+    /// A caller that was turned away before any tool was looked at; `outcome` is the word for the reason.
     pub fn refused_caller(trace_id: TraceId, client_address: IpAddr, outcome: &'a str) -> Self {
         Self {
             name: Name::CallerRefused,

@@ -47,7 +47,9 @@ const RPC_ERRORS: [(i32, &str); 7] = [
 ];
 
 /// The routes of the main listener.
-const WEB_ROUTES: [&str; 4] = ["/mcp", "/health/live", "/health/ready", "/"];
+const WEB_ROUTES: [&str; 5] = ["/mcp", "/health/live", "/health/ready", "/", RESOURCE_METADATA];
+/// RFC 9728; whatever follows it is the resource's path.
+const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource";
 const WEB_METHODS: [&str; 5] = ["POST", "GET", "HEAD", "DELETE", "OPTIONS"];
 /// The statuses that we answer with, and nginx's word for a client that did not wait.
 const WEB_STATUSES: [(u16, &str); 21] = [
@@ -297,6 +299,7 @@ pub struct Metrics {
     /// By method, route and status.
     web_requests: Grid,
     retries: Vec<(&'static str, Counter)>,
+    refusals: Vec<(&'static str, Counter)>,
     budget_exhausted: Counter,
     shed: Vec<Counter>,
     task_restarts: Counter,
@@ -391,6 +394,7 @@ impl Metrics {
             backend_calls,
             web_requests,
             retries,
+            refusals: Vec::new(),
             budget_exhausted,
             shed,
             task_restarts,
@@ -405,6 +409,20 @@ impl Metrics {
         metrics.observe_each(Kind::Gauge, figure, move || vec![(build.clone(), 1.0)]);
         metrics.observe_process();
         metrics
+    }
+
+    /// Adds the refusals of callers, by these reasons.
+    pub fn count_refusals(&mut self, reasons: &[&'static str]) {
+        let figure = Figure::new("mcp_server_callers_refused", "Requests refused for their token or its permissions");
+        let counters = counters(&mut self.registry, &figure, "reason", reasons);
+        self.refusals = reasons.iter().copied().zip(counters).collect();
+    }
+
+    /// A caller was refused, for one of the reasons that are counted.
+    pub fn caller_refused(&self, reason: &'static str) {
+        if let Some((_, counter)) = self.refusals.iter().find(|(other, _)| *other == reason) {
+            counter.inc();
+        }
     }
 
     /// Adds the limits, and how much of each is taken.
@@ -487,7 +505,11 @@ impl Metrics {
 
     /// A request on the main listener has arrived. Dropping what this returns counts it.
     pub fn request_arrived(&self, method: &str, path: &str) -> ArrivedRequest<'_> {
-        let path = if path == "/mcp/" { "/mcp" } else { path };
+        let path = match path {
+            "/mcp/" => "/mcp",
+            path if path.starts_with(RESOURCE_METADATA) => RESOURCE_METADATA,
+            path => path,
+        };
         ArrivedRequest {
             requests: &self.web_requests,
             started: Instant::now(),

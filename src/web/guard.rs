@@ -20,6 +20,9 @@ use super::problem;
 use crate::auth::{Caller, Permission, Refusal, Verdict, Verifier, v2_issuer};
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::EntraInbound;
+use crate::telemetry::audit::{Audit, Event};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::RequestTrace;
 
 /// Where RFC 9728 puts the metadata; the resource's path follows.
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
@@ -71,6 +74,8 @@ impl Presented {
 /// Lets callers in whose token is good.
 pub struct Guard {
     verifier: Arc<Verifier>,
+    metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
     /// What stands before the names of scopes in requests for tokens: Entra wants them qualified, tokens have them short.
     scope_prefix: String,
     settings: EntraInbound,
@@ -86,6 +91,7 @@ impl Guard {
         settings: &EntraInbound,
         authority: &Url,
         verifier: Arc<Verifier>,
+        (metrics, audit): (Arc<Metrics>, Arc<Audit>),
         offered: impl IntoIterator<Item = Permission>,
     ) -> Self {
         let resource = settings.public_url.as_str();
@@ -105,6 +111,8 @@ impl Guard {
         });
         Self {
             verifier,
+            metrics,
+            audit,
             scope_prefix,
             metadata_url: format!(
                 "{}{WELL_KNOWN}{}",
@@ -149,13 +157,19 @@ impl Guard {
                 request.extensions_mut().insert(caller.clone());
                 Ok(caller)
             }
-            Err(refusal) => Err(Box::new(self.refuse(refusal, &caller))),
+            Err(refusal) => Err(Box::new(self.refuse(refusal, &caller, request.extensions().get()))),
         }
     }
 
     /// The one place where a caller is refused for who they are or what they may do: it is written down here, and answered.
-    pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller) -> Response {
+    pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller, trace: Option<&RequestTrace>) -> Response {
         let verdict = refusal.verdict();
+        self.metrics.caller_refused(refusal.as_str());
+        // Who is let in and may not call one tool stands in the audit already, with the tool and its arguments.
+        if let (None, Some(trace)) = (caller.identity(), trace) {
+            let event = Event::refused_caller(trace.context().trace_id(), caller.address(), refusal.as_str());
+            self.audit.record(&event);
+        }
         let (reason, address) = (refusal.as_str(), caller.address());
         let (tenant, object, app) = match caller.identity() {
             Some(identity) => (Some(identity.tenant()), Some(identity.object()), Some(identity.app())),
