@@ -141,6 +141,7 @@ async fn no_level_silences_the_audit_and_its_lines_have_the_form_of_all_others()
 async fn the_command_finds_what_was_done_to_a_file_and_nothing_in_one_that_a_kill_has_left() {
     let folder = Folder::new();
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let mut anchors = Vec::new();
     for signal in ["TERM", "KILL", "TERM"] {
         let server = Program::serve(&stand_ins).env("AUDIT_LOG_FILE", folder.text()).start();
         let client = server.client().await;
@@ -153,11 +154,13 @@ async fn the_command_finds_what_was_done_to_a_file_and_nothing_in_one_that_a_kil
             until(async || folder.calls().len() >= recorded.max(10)).await;
         }
         server.signal(signal);
-        server.ended().await;
+        anchors.extend(server.ended().await.log().into_iter().filter(|line| line["event.name"] == "file_closed"));
     }
     let whole = verify(&folder.file()).await;
     assert_eq!((whole.code, whole.stdout.len()), (Some(0), 1), "{whole:#?}");
     assert!(whole.stdout[0].contains("whole, 20 records, 0 events lost"), "{whole:#?}");
+    // The log names the same end, twice in good order and not for the kill.
+    assert!(matches!(anchors.as_slice(), [_, last] if whole.stdout[0].contains(last["audit.hash"].as_str().unwrap())));
 
     let original = std::fs::read_to_string(folder.file()).unwrap();
     let lines: Vec<&str> = original.split_inclusive('\n').collect();

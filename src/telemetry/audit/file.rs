@@ -169,6 +169,18 @@ fn report(path: &Path, head: Option<&Head>, end: &Head, torn: Option<&[u8]>) {
         );
     }
     info!("audit events go to `{path}` from record {} on", end.sequence + 1);
+    anchor("file_opened", end);
+}
+
+/// Names the end of the chain in the log, under the target that no level silences: whoever keeps the log elsewhere can tell a file
+/// that was forged as a whole, head and all.
+fn anchor(name: &str, end: &Head) {
+    info!(
+        target: "audit",
+        { event.name = name, audit.sequence = end.sequence, audit.hash = end.hash },
+        "{name} with record {} as the last",
+        end.sequence
+    );
 }
 
 /// The end of the chain in a file, and what a crash has left behind it; `None` when this is no audit file.
@@ -280,7 +292,7 @@ impl<M: Medium> Writer<M> {
                 if !unwritten {
                     self.end.append(&Note::Stopped.event(&now()), &mut self.pending);
                     self.write_until_done();
-                    info!("the audit file ends with record {} and hash {}", self.end.sequence, self.end.hash);
+                    anchor("file_closed", &self.end);
                 }
                 let missing = self.pending_events + self.state.lost.load(Relaxed);
                 // Whoever waits for us may want the file.
