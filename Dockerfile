@@ -30,9 +30,10 @@ FROM toolchain AS dependencies
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    mkdir -p src examples/endure \
+    mkdir -p src benches examples/endure \
     && touch src/lib.rs \
     && echo 'fn main() {}' >src/main.rs \
+    && cp src/main.rs benches/hot_path.rs \
     && cp src/main.rs examples/stand_ins.rs \
     && cp src/main.rs examples/token_cost.rs \
     && cp src/main.rs examples/endure/main.rs \

@@ -4,6 +4,8 @@
 //! go through `BackendClient::send`, which adds the token, the trace, the caps, the repetitions and the error mapping. The
 //! token never leaves the one origin: paths are built from checked [`Segment`]s, redirects are not followed, and no proxy is used.
 
+#[cfg(feature = "benches")]
+pub(crate) mod benching;
 mod breaker;
 mod budget;
 mod caller;

@@ -5,6 +5,8 @@
 //! way once, to be looked at. The SDK's own cache and its retries stay unused: they can neither refresh ahead, nor outlive an
 //! outage, nor share a failure.
 
+#[cfg(feature = "benches")]
+pub(crate) mod benching;
 mod chain;
 mod fault;
 mod inspect;

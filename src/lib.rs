@@ -6,6 +6,9 @@
 pub mod app;
 pub mod auth;
 pub mod backend;
+#[cfg(feature = "benches")]
+#[doc(hidden)]
+pub mod benching;
 pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;

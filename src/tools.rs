@@ -5,6 +5,8 @@
 //! each end as the contract says. It knows no axum, and the backend knows no MCP.
 
 mod args;
+#[cfg(feature = "benches")]
+pub(crate) mod benching;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod data;

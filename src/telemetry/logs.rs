@@ -4,6 +4,8 @@
 //! slow terminal or pipe never slows a call. Libraries that print arguments or tokens at their talkative levels are capped
 //! here, whatever `LOG_LEVEL` says.
 
+#[cfg(feature = "benches")]
+pub(crate) mod benching;
 #[cfg(test)]
 mod properties;
 mod writer;

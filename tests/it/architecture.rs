@@ -62,7 +62,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
 ];
 
 /// Files that are tests as a whole, or help them: no release holds them.
-const UNSHIPPED: &[&str] = &["check", "fuzzing", "properties", "simulated", "simulation", "tests"];
+const UNSHIPPED: &[&str] = &["benching", "check", "fuzzing", "properties", "simulated", "simulation", "tests"];
 
 /// A file of `src/`, without its tests and comments.
 struct Source {

@@ -1,0 +1,119 @@
+//! What is ours on the way of a call, each piece by itself: `cargo bench --features benches`.
+//!
+//! For comparing a change with what was before it on one machine; `docs/performance.md` has the figures of whole calls.
+
+use bytes::Bytes;
+use divan::{Bencher, black_box};
+use http::HeaderMap;
+use mcp_server::benching::{self, Inside};
+use mcp_server::payload::Payload;
+use mcp_server::telemetry::trace::RequestTrace;
+use serde_json::{Map, Value, json};
+
+/// The server's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    divan::main();
+}
+
+const USER: &[u8] = br#"{"id":"u000000042","name":"User u000000042","email":"u000000042@example.com","created_at":"2026-03-04T05:06:07Z","details":{"department":"Engineering","title":"Site Reliability Engineer","phone":"+1-555-0100","location":"Rotterdam","manager_id":"u000000007","floor":4,"remote":true,"groups":["eng","oncall","platform"]}}"#;
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+/// Rows of about 1 KiB each.
+fn rows(count: usize) -> Bytes {
+    let row = |number: usize| json!({ "id": number, "ratio": 0.25, "tags": ["a", "b"], "note": "x".repeat(960) });
+    json!({ "data": (0..count).map(row).collect::<Vec<_>>() }).to_string().into()
+}
+
+#[divan::bench(args = ["get_user_profile", "create_ticket", "query_data"])]
+fn decode_arguments(bencher: Bencher<'_, '_>, tool: &str) {
+    let inside = Inside::default();
+    let arguments = object(match tool {
+        "create_ticket" => {
+            json!({ "title": "Printer", "description": "It prints nothing but zeros. ".repeat(20), "priority": "high" })
+        }
+        "query_data" => json!({ "dataset": "sales", "filters": { "region": "eu", "year": 2026 }, "limit": 100 }),
+        _ => json!({ "user_id": "u000000042", "include_details": true }),
+    });
+    assert!(inside.decode_arguments(tool, arguments.clone()));
+    bencher.with_inputs(|| arguments.clone()).bench_values(|arguments| inside.decode_arguments(tool, arguments));
+}
+
+#[divan::bench]
+fn refuse_arguments(bencher: Bencher<'_, '_>) {
+    let inside = Inside::default();
+    let arguments = object(json!({ "title": "", "priority": "urgent", "colour": "red" }));
+    let inputs = bencher.with_inputs(|| arguments.clone());
+    inputs.bench_values(|arguments| inside.refuse_arguments("create_ticket", arguments));
+}
+
+#[divan::bench]
+fn render_failure(bencher: Bencher<'_, '_>) {
+    let (inside, trace) = (Inside::default(), RequestTrace::new(&HeaderMap::new()));
+    bencher.bench_local(|| inside.render_failure(&trace));
+}
+
+#[divan::bench]
+fn read_token(bencher: Bencher<'_, '_>) {
+    let inside = Inside::default();
+    bencher.bench_local(|| inside.read_token());
+}
+
+#[divan::bench]
+fn build_path(bencher: Bencher<'_, '_>) {
+    let inside = Inside::default();
+    bencher.bench_local(|| inside.build_path(black_box("u000000042")));
+}
+
+#[divan::bench]
+fn decode_user(bencher: Bencher<'_, '_>) {
+    let inside = Inside::default();
+    bencher.bench_local(|| inside.decode_user(black_box(USER)));
+}
+
+#[divan::bench]
+fn render_user(bencher: Bencher<'_, '_>) {
+    let inside = Inside::default();
+    let user = inside.decode_user(USER);
+    bencher.bench_local(|| inside.render_user(black_box(&user)));
+}
+
+#[divan::bench(args = [1, 100, 1_000])]
+fn decode_rows(bencher: Bencher<'_, '_>, count: usize) {
+    let (inside, body) = (Inside::default(), rows(count));
+    bencher.counter(divan::counter::BytesCount::new(body.len())).bench_local(|| inside.decode_rows(black_box(&body)));
+}
+
+#[divan::bench(args = [1, 100, 1_000])]
+fn fill_payload(bencher: Bencher<'_, '_>, count: usize) {
+    let result = String::from_utf8_lossy(&rows(count)).into_owned();
+    let inputs = || {
+        let payload = Payload::default();
+        let marks = payload.leave(result.clone()).unwrap_or_else(|_| unreachable!("an empty place"));
+        let result = json!({ "content": [{ "type": "text", "text": marks.text }], "structuredContent": marks.value });
+        let answer = json!({ "jsonrpc": "2.0", "id": 1, "result": result }).to_string();
+        (payload, Bytes::from(answer))
+    };
+    let (payload, answer) = inputs();
+    assert!(payload.fill(answer).len() > 2 * result.len());
+    let size = divan::counter::BytesCount::new(result.len());
+    bencher.counter(size).with_inputs(inputs).bench_local_values(|(payload, answer)| payload.fill(answer));
+}
+
+/// Formatted, and handed to the writer's thread, which drops what it cannot take.
+#[divan::bench]
+fn log_call(bencher: Bencher<'_, '_>) {
+    let (dispatch, _guard) = benching::logs();
+    tracing::dispatcher::with_default(&dispatch, || {
+        let trace = RequestTrace::new(&HeaderMap::new());
+        bencher.bench_local(|| benching::log_call(&trace));
+    });
+}

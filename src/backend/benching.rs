@@ -1,0 +1,26 @@
+//! Ways in for micro-benchmarks: addresses, answers and failures of the backend, without a backend.
+
+use super::*;
+
+/// The address of a user, as a call builds it.
+pub(crate) fn user_url(client: &BackendClient, id: &str) -> Url {
+    let mut url = client.url(&["users", id]);
+    url.set_query(Some("include_details=true"));
+    url
+}
+
+/// Reads the body of a user's answer.
+pub(crate) fn user(client: &BackendClient, body: &[u8]) -> Result<User, BackendError> {
+    client.decode(&Outgoing::read(Route::User, client.base_url.clone()), body)
+}
+
+/// Reads the body of a query's answer.
+pub(crate) fn rows(client: &BackendClient, body: &Bytes) -> Result<QueryRows, BackendError> {
+    client.rows(&Outgoing::read(Route::Query, client.base_url.clone()), body)
+}
+
+/// What comes of a 404.
+pub(crate) fn not_found(client: &BackendClient) -> BackendError {
+    let failure = Failure::Status { status: StatusCode::NOT_FOUND, retry_after: None };
+    client.fail(&Outgoing::read(Route::User, user_url(client, "42")), failure)
+}
