@@ -1,0 +1,235 @@
+//! The candidates: built, started on their cores, asked, stopped. Each is a process of its own.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::backend;
+use crate::machine::{Placement, pause, stay_on};
+
+/// As long as the token that the server gets.
+const TOKEN_LENGTH: usize = 1_200;
+
+/// What is measured: this server, a plain rmcp server, and a bare pass-through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Name {
+    Server,
+    RmcpRaw,
+    Floor,
+}
+
+impl Name {
+    pub const ALL: [Self; 3] = [Self::Server, Self::RmcpRaw, Self::Floor];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::RmcpRaw => "rmcp-raw",
+            Self::Floor => "floor",
+        }
+    }
+
+    /// Whether it hands the backend's answers through as they are.
+    pub fn passes_through(self) -> bool {
+        self == Self::Floor
+    }
+
+    /// Builds what is missing or stale, and returns the executable.
+    pub fn build(self) -> anyhow::Result<PathBuf> {
+        match self {
+            Self::Server => build("../Cargo.toml", &["--release", "--bin", "mcp-server"]),
+            // As a newcomer would, and as a careful maintainer would: see the profiles.
+            Self::RmcpRaw => build("Cargo.toml", &["--release", "--package", "rmcp-raw"]),
+            Self::Floor => build("Cargo.toml", &["--profile=tuned", "--package", "floor"]),
+        }
+    }
+}
+
+fn build(manifest: &str, arguments: &[&str]) -> anyhow::Result<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(manifest);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--locked", "--message-format=json-render-diagnostics", "--manifest-path"]).arg(manifest);
+    let output = cargo.args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    anyhow::ensure!(output.status.success(), "cargo build {} failed", arguments.join(" "));
+    let executable = output.stdout.rsplit(|byte| *byte == b'\n').find_map(|line| {
+        let message: Value = serde_json::from_slice(line).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    executable.context("cargo names no executable")
+}
+
+/// The server's own stand-in of Entra ID, a process that ends with its standard input. It is asked for one token.
+struct StandIns {
+    child: Child,
+    told: Told,
+}
+
+/// What it tells of itself.
+#[derive(Deserialize)]
+struct Told {
+    authority: String,
+    ca_file: String,
+    tenant_id: String,
+    client_id: String,
+    client_secret: String,
+    scope: String,
+}
+
+impl StandIns {
+    fn start(executable: &Path) -> anyhow::Result<Self> {
+        let mut child = Command::new(executable).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        Ok(Self { child, told: serde_json::from_str(&line).context("the stand-ins do not start")? })
+    }
+}
+
+impl Drop for StandIns {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// What all candidates share: the backend, the stand-in of Entra ID, and the cores.
+pub struct Stage {
+    placement: Placement,
+    backend: SocketAddr,
+    entra: StandIns,
+    folder: TempDir,
+}
+
+impl Stage {
+    /// Builds what is needed beside the candidates, on all cores, then starts it on those of the load, where this thread stays.
+    pub fn set(placement: Placement) -> anyhow::Result<Self> {
+        let stand_ins = build("../Cargo.toml", &["--example", "stand_ins"])?;
+        stay_on(&placement.load)?;
+        let (entra, folder) = (StandIns::start(&stand_ins)?, tempfile::tempdir()?);
+        Ok(Self { placement, backend: backend::start()?, entra, folder })
+    }
+
+    /// Starts a candidate on its cores, and waits until it is alive.
+    pub fn start(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
+        let [address, metrics] = [free_address()?, free_address()?];
+        let log = File::options().create(true).append(true).open(self.folder.path().join(name.as_str()))?;
+        let (mut command, entra) = (Command::new(executable), &self.entra.told);
+        command
+            .env_clear()
+            .env("BACKEND_API_URL", format!("http://{}", self.backend))
+            .env("HOST", "127.0.0.1")
+            .env("PORT", address.port().to_string())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?)
+            .current_dir(self.folder.path());
+        match name {
+            // With its defaults: logs, metrics, limits, retries, circuit breaker. It need not wait for a load balancer at its end.
+            Name::Server => command
+                .env("DRAIN_DELAY", "0")
+                .env("METRICS_PORT", metrics.port().to_string())
+                .env("AZURE_AUTHORITY_HOST", &entra.authority)
+                .env("AZURE_TENANT_ID", &entra.tenant_id)
+                .env("AZURE_CLIENT_ID", &entra.client_id)
+                .env("AZURE_CLIENT_SECRET", &entra.client_secret)
+                .env("AZURE_SCOPES", &entra.scope)
+                .env("SSL_CERT_FILE", &entra.ca_file),
+            Name::RmcpRaw | Name::Floor => command.env("BEARER_TOKEN", "x".repeat(TOKEN_LENGTH)),
+        };
+        // A thread that has moved to the candidate's cores starts it there.
+        let started = std::thread::scope(|scope| {
+            let cores = &self.placement.candidate;
+            let start = scope.spawn(move || stay_on(cores).and_then(|()| Ok((Instant::now(), command.spawn()?))));
+            start.join().map_err(|_| anyhow::anyhow!("the starting thread panicked"))?
+        });
+        let (began, child) = started.with_context(|| format!("cannot start {}", executable.display()))?;
+        let mut candidate = Candidate { name, address, child, log, started_in: Duration::ZERO };
+        let alive = format!("GET /health/live HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        while !candidate.answers(&alive) {
+            anyhow::ensure!(candidate.child.try_wait()?.is_none(), "{} ended: {}", name.as_str(), self.said(name));
+            anyhow::ensure!(began.elapsed() < Duration::from_secs(30), "{} does not start", name.as_str());
+            pause(Duration::from_millis(1));
+        }
+        candidate.started_in = began.elapsed();
+        Ok(candidate)
+    }
+
+    /// The end of what a candidate has printed.
+    fn said(&self, name: Name) -> String {
+        let log = std::fs::read(self.folder.path().join(name.as_str())).unwrap_or_default();
+        String::from_utf8_lossy(&log[log.len().saturating_sub(2_000)..]).into_owned()
+    }
+}
+
+/// A candidate that runs. Dropping it ends it.
+pub struct Candidate {
+    pub name: Name,
+    pub address: SocketAddr,
+    /// From before its start to its first answer.
+    pub started_in: Duration,
+    child: Child,
+    log: File,
+}
+
+impl Candidate {
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Makes one call, so that everything that is made at first use is made.
+    pub fn warm_up(&self) -> anyhow::Result<()> {
+        let params = json!({ "name": "get_user_profile", "arguments": { "user_id": "u000000001" } });
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params }).to_string();
+        let head = format!(
+            "POST /mcp HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2025-11-25\r\nContent-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        anyhow::ensure!(self.answers(&(head + &body)), "{} does not answer its first call", self.name.as_str());
+        Ok(())
+    }
+
+    /// Throws away what it has printed: a million calls make a long log.
+    pub fn trim_log(&self) {
+        let _ = self.log.set_len(0);
+    }
+
+    /// Whether a request on a connection of its own is answered with a 200.
+    fn answers(&self, request: &str) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer.starts_with(b"HTTP/1.1 200 "))
+        };
+        ask().unwrap_or(false)
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        // In good order if possible: a candidate that is run under a profiler writes down what it saw.
+        let process = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
+        let told = Instant::now();
+        while told.elapsed() < Duration::from_secs(5) && matches!(self.child.try_wait(), Ok(None)) {
+            pause(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_address() -> std::io::Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+}

@@ -1,0 +1,214 @@
+//! Measures the server beside a plain rmcp server and a bare pass-through, and prints one table. `docs/performance.md` says what
+//! is measured, and how to read it.
+//!
+//! Generator and backend are threads of this process, the candidates processes of their own. Nothing here is a test of time:
+//! only a wrong answer makes it fail.
+
+mod answers;
+mod backend;
+mod calls;
+mod candidates;
+mod check;
+mod load;
+mod machine;
+mod plan;
+mod poller;
+mod report;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::candidates::{Name, Stage};
+use crate::load::STOP;
+use crate::machine::{Memory, Placement, pause, wait_until_quiet};
+use crate::plan::{Care, FULL_LOAD, Pace, SCENARIOS, Scenario, grow, measure};
+use crate::report::{Measured, Results};
+
+/// Measure mcp-server beside a plain rmcp server and a bare pass-through
+#[derive(Parser)]
+struct Arguments {
+    /// Only see to it that every answer is right: short windows, no waiting for a quiet machine
+    #[arg(long)]
+    short: bool,
+    /// Which scenarios, separated by commas; `--list` names them
+    #[arg(long, value_delimiter = ',')]
+    scenarios: Vec<String>,
+    /// Which candidates, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    candidates: Vec<Name>,
+    /// How often each window is measured; the candidates take turns
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// How long a window lasts, in seconds
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Over how many calls the growth of the server's memory is watched; 0 leaves it out
+    #[arg(long)]
+    calls: Option<u64>,
+    /// An executable to measure instead of building the server
+    #[arg(long)]
+    server: Option<PathBuf>,
+    /// Write the raw results here, after every round
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measure nothing, and show the results of an earlier `--json`
+    #[arg(long, conflicts_with_all = ["short", "json"])]
+    from: Option<PathBuf>,
+    /// Write the table between the marks of this document, too
+    #[arg(long)]
+    write: Option<PathBuf>,
+    /// List the scenarios
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        for scenario in &SCENARIOS {
+            println!("{:10} {}", scenario.name, scenario.what);
+        }
+        return Ok(());
+    }
+    let results = match &arguments.from {
+        Some(file) => serde_json::from_slice(&std::fs::read(file)?)?,
+        None => run(&arguments)?,
+    };
+    let table = results.markdown();
+    println!("{table}");
+    if let Some(document) = &arguments.write {
+        std::fs::write(document, report::write_between_marks(&std::fs::read_to_string(document)?, &table)?)?;
+    }
+    verify(&results, arguments.short)
+}
+
+/// Every answer has to be right, and there have to be answers.
+fn verify(results: &Results, short: bool) -> anyhow::Result<()> {
+    for (name, measured) in &results.candidates {
+        if let Some(mistake) = measured.first_mistake() {
+            anyhow::bail!("{name}: {mistake}");
+        }
+        for scenario in measured.windows.keys() {
+            anyhow::ensure!(measured.right(scenario) > 0, "{name}, {scenario}: no answer at all");
+        }
+    }
+    if short {
+        println!("bench: every answer was right; these windows are too short for their times to mean anything");
+    }
+    Ok(())
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<Results> {
+    let care = match arguments.short {
+        true => Care { warm_up: 0.1, seconds: arguments.seconds.unwrap_or(0.3), patience: 0.0, repetitions: 0 },
+        false => Care { warm_up: 1.5, seconds: arguments.seconds.unwrap_or(4.0), patience: 10.0, repetitions: 2 },
+    };
+    let rounds = arguments.rounds.unwrap_or(if arguments.short { 1 } else { 3 });
+    let calls = arguments.calls.unwrap_or(if arguments.short { 5_000 } else { 1_000_000 });
+    let scenarios = chosen(&arguments.scenarios)?;
+    let names = if arguments.candidates.is_empty() { Name::ALL.to_vec() } else { arguments.candidates.clone() };
+
+    let mut candidates = Vec::new();
+    for name in names {
+        let executable = match (name, &arguments.server) {
+            (Name::Server, Some(server)) => server.canonicalize()?,
+            _ => name.build()?,
+        };
+        candidates.push((name, executable));
+    }
+    let placement = Placement::split()?;
+    let load_cores = placement.load.count() as usize;
+    let stage = Stage::set(placement)?;
+    end_when_told()?;
+    let mut results =
+        Results { machine: machine::describe(), load_cores, rounds, care, candidates: Default::default() };
+    for (name, executable) in &candidates {
+        let binary_bytes = executable.metadata()?.len();
+        results.candidates.insert(name.as_str().to_owned(), Measured { binary_bytes, ..Measured::default() });
+    }
+    for round in 0..rounds {
+        // Turn about, so that a machine that becomes slower favours nobody.
+        if round > 0 {
+            candidates.reverse();
+        }
+        for (name, executable) in &candidates {
+            wait_until_quiet(Duration::from_secs_f64(care.patience));
+            let candidate = stage.start(*name, executable)?;
+            candidate.warm_up()?;
+            pause(Duration::from_secs_f64(if arguments.short { 0.1 } else { 1.0 }));
+            let measured = results.candidates.get_mut(name.as_str()).context("a candidate")?;
+            measured.starts.push(candidate.started_in.as_secs_f64() * 1e3);
+            measured.idle.push(Memory::of(candidate.process())?.now);
+            let mut full_load = None;
+            for scenario in &scenarios {
+                let rate = match scenario.pace {
+                    Pace::Closed => None,
+                    Pace::Rate(rate) => Some(rate),
+                    Pace::HalfLoad => full_load.map(|rate: f64| rate / 2.0),
+                };
+                let window = measure(&candidate, scenario, rate, &care)
+                    .with_context(|| format!("{}, {}", name.as_str(), scenario.name))?;
+                if scenario.name == FULL_LOAD {
+                    full_load = Some(window.calls_per_second(&care).max(1.0));
+                }
+                eprintln!(
+                    "round {} {:9} {:9} {:7.0} calls/s {:8.1} µs CPU, p99 {:7.2} ms, wrong {}, noise {:.0} %",
+                    round + 1,
+                    name.as_str(),
+                    scenario.name,
+                    window.calls_per_second(&care),
+                    window.cpu_per_call().unwrap_or(f64::NAN),
+                    window.tally.p99,
+                    window.tally.wrong,
+                    window.used.noise * 100.0
+                );
+                measured.windows.entry(scenario.name.to_owned()).or_default().push(window);
+            }
+        }
+        save(arguments, &results)?;
+    }
+    if let (Some((name, executable)), 1..) = (candidates.iter().find(|(name, _)| *name == Name::Server), calls) {
+        eprintln!("memory of the {} over {calls} calls", name.as_str());
+        let candidate = stage.start(*name, executable)?;
+        candidate.warm_up()?;
+        let growth = Some(grow(&candidate, calls)?);
+        results.candidates.get_mut(name.as_str()).context("a candidate")?.growth = growth;
+        save(arguments, &results)?;
+    }
+    Ok(results)
+}
+
+/// The scenarios of these names, in the order in which they are run; half load needs full load before it.
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    for name in names {
+        anyhow::ensure!(SCENARIOS.iter().any(|scenario| scenario.name == name), "there is no scenario `{name}`");
+    }
+    let half = names.iter().any(|name| name == "half");
+    let is_chosen = |scenario: &&Scenario| {
+        names.is_empty() || names.iter().any(|name| name == scenario.name) || half && scenario.name == FULL_LOAD
+    };
+    Ok(SCENARIOS.iter().filter(is_chosen).collect())
+}
+
+fn save(arguments: &Arguments, results: &Results) -> anyhow::Result<()> {
+    match &arguments.json {
+        Some(file) => Ok(std::fs::write(file, serde_json::to_vec(results)?)?),
+        None => Ok(()),
+    }
+}
+
+/// Lets the run end in good order, so that no candidate is left behind.
+fn end_when_told() -> anyhow::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // A second one ends it at once.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&STOP))?;
+        flag::register(signal, Arc::clone(&STOP))?;
+    }
+    Ok(())
+}
