@@ -25,6 +25,8 @@ pub static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Calls that are not answered so long after the end never are.
 const GRACE: Duration = Duration::from_secs(10);
+/// A candidate that answers nothing for so long never will: longer than any deadline of its own.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What is sent, and how fast.
 pub struct Load<'a> {
@@ -131,7 +133,7 @@ impl<'a> Generator<'a> {
         };
         let mut idle: VecDeque<usize> = (0..count).collect();
         let mut events = Vec::with_capacity(512);
-        let (mut issued, mut finished) = (0, 0);
+        let (mut issued, mut finished, mut last_answer) = (0, 0, start);
         loop {
             let now = Instant::now();
             let is_open = self.load.rate.is_some();
@@ -148,12 +150,14 @@ impl<'a> Generator<'a> {
                 break;
             }
             anyhow::ensure!(!STOP.load(Relaxed), "interrupted");
+            anyhow::ensure!(idle.len() == count || now < last_answer + STUCK, "nothing was answered for {STUCK:?}");
             let next = if over || idle.is_empty() { now + Duration::from_millis(100) } else { due(issued) };
             self.poller.wait(&mut events, Some(next.saturating_duration_since(now).min(Duration::from_millis(100))))?;
             for event in events.drain(..) {
                 let number = event.data.u64() as usize;
                 if self.advance(number)? {
                     finished += 1;
+                    last_answer = now;
                     done.store(finished, Relaxed);
                     idle.push_back(number);
                 }
@@ -163,7 +167,7 @@ impl<'a> Generator<'a> {
         // Closed loop: what is under way when the window ends counts neither way. Else it never came, or was never even sent.
         if self.load.rate.is_some() || calls != u64::MAX {
             let under_way = self.connections.iter().filter_map(|connection| connection.call.map(|(_, since)| since));
-            let unsent = (issued..).map(due).take_while(|due| self.load.rate.is_some() && *due < until);
+            let unsent = (issued..calls).map(due).take_while(|due| self.load.rate.is_some() && *due < until);
             for since in under_way.chain(unsent) {
                 self.tally.unanswered += 1;
                 self.times.saturating_record((end - since).as_nanos() as u64);

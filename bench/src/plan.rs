@@ -88,6 +88,8 @@ pub const SCENARIOS: [Scenario; 17] = [
 pub struct Care {
     pub warm_up: f64,
     pub seconds: f64,
+    /// Instead of a window of time, so many calls on each connection: then nothing depends on how fast the machine is.
+    pub calls_per_connection: Option<u64>,
     /// How long a quiet machine is waited for.
     pub patience: f64,
     /// How often a window is repeated that was too noisy.
@@ -96,18 +98,22 @@ pub struct Care {
 
 /// A window above this is repeated.
 const NOISY: f64 = 0.10;
+/// Where calls are counted, at least so many.
+const LEAST_CALLS: u64 = 192;
 
 /// One measured window.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Window {
     pub tally: Tally,
+    /// How long it lasted.
+    pub seconds: f64,
     pub used: Used,
     pub memory: Memory,
 }
 
 impl Window {
-    pub fn calls_per_second(&self, care: &Care) -> f64 {
-        self.tally.right as f64 / care.seconds
+    pub fn calls_per_second(&self) -> f64 {
+        self.tally.right as f64 / self.seconds
     }
 
     /// CPU time of the candidate per call, in microseconds. Of too few calls it would say nothing.
@@ -137,27 +143,41 @@ fn window(candidate: &Candidate, scenario: &Scenario, rate: Option<f64>, care: &
     forget_peak(candidate.process());
     let from = Instant::now() + Duration::from_secs_f64(care.warm_up);
     let until = from + Duration::from_secs_f64(care.seconds);
+    let span = match care.calls_per_connection {
+        Some(calls) => Span::Calls((calls * scenario.connections as u64).max(LEAST_CALLS)),
+        None => Span::Window { from, until },
+    };
     let load = Load {
         address: candidate.address,
         connections: scenario.connections,
         mix: scenario.mix,
         era: scenario.era,
         rate,
-        span: Span::Window { from, until },
+        span,
         passed_through: candidate.name.passes_through(),
     };
     std::thread::scope(|scope| {
-        // What was used is read at the two ends of the window, while the load goes on.
-        let watch = scope.spawn(|| -> anyhow::Result<(Used, Memory)> {
-            pause(from.saturating_duration_since(Instant::now()));
-            let before = Usage::now(candidate.process())?;
-            pause(until.saturating_duration_since(Instant::now()));
-            Ok((Usage::now(candidate.process())?.since(&before), Memory::of(candidate.process())?))
+        let generator = scope.spawn(|| load::run(&load, &AtomicU64::new(0)));
+        // What was used is read at the two ends of the window, while the load goes on; or at the end of so many calls.
+        let until_told = |moment: Instant| {
+            while Instant::now() < moment && !generator.is_finished() {
+                pause(moment.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)));
+            }
+        };
+        if let Span::Window { from, .. } = span {
+            until_told(from);
+        }
+        let before = Usage::now(candidate.process())?;
+        until_told(if let Span::Window { until, .. } = span {
+            until
+        } else {
+            Instant::now() + Duration::from_secs(3_600)
         });
-        let tally = scope.spawn(|| load::run(&load, &AtomicU64::new(0)));
-        let panicked = |_| anyhow::anyhow!("a thread panicked");
-        let ((used, memory), tally) = (watch.join().map_err(panicked)??, tally.join().map_err(panicked)??);
-        Ok(Window { tally, used, memory })
+        let used = Usage::now(candidate.process())?.since(&before);
+        let memory = Memory::of(candidate.process())?;
+        let tally = generator.join().map_err(|_| anyhow::anyhow!("the generator panicked"))??;
+        let seconds = if let Span::Window { .. } = span { care.seconds } else { used.seconds };
+        Ok(Window { tally, seconds, used, memory })
     })
 }
 

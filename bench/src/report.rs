@@ -71,9 +71,9 @@ impl Measured {
         tallies.chain(self.growth.iter().map(|growth| &growth.tally)).find_map(|tally| tally.first_mistake.as_deref())
     }
 
-    /// The right answers of a scenario.
-    pub fn right(&self, scenario: &str) -> u64 {
-        self.windows.get(scenario).into_iter().flatten().map(|window| window.tally.right).sum()
+    /// The right answers to each scenario.
+    pub fn right(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.windows.iter().map(|(name, windows)| (&**name, windows.iter().map(|window| window.tally.right).sum()))
     }
 }
 
@@ -175,7 +175,7 @@ impl Results {
                 "c64" => &[AtLeast(0.45, Times(Floor)), AtLeast(1.7, Times(RmcpRaw))],
                 _ => &[],
             };
-            let figure = |of: &Measured| of.median(scenario.name, |window| Some(window.calls_per_second(&self.care)));
+            let figure = |of: &Measured| of.median(scenario.name, |window| Some(window.calls_per_second()));
             rows.push(self.row(format!("calls/s, {}", scenario.what), figure, targets));
         }
         for scenario in closed() {
