@@ -16,7 +16,7 @@ use crate::backend;
 use crate::machine::{Placement, pause, stay_on};
 
 /// As long as the token that the server gets.
-const TOKEN_LENGTH: usize = 1_200;
+const TOKEN_LENGTH: usize = 1_144;
 
 /// What is measured: this server, a plain rmcp server, and a bare pass-through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

@@ -28,7 +28,7 @@ use signal_hook::flag;
 use crate::candidates::{Name, Stage};
 use crate::load::STOP;
 use crate::machine::{Memory, Placement, pause, wait_until_quiet};
-use crate::plan::{Care, FULL_LOAD, Pace, SCENARIOS, Scenario, grow, measure};
+use crate::plan::{Care, FULL_LOAD, Pace, SCENARIOS, Scenario, Window, grow, measure};
 use crate::report::{Measured, Results};
 
 /// Measure mcp-server beside a plain rmcp server and a bare pass-through
@@ -171,17 +171,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
                 if scenario.name == FULL_LOAD {
                     full_load = Some(window.calls_per_second().max(1.0));
                 }
-                eprintln!(
-                    "round {} {:9} {:9} {:7.0} calls/s {:8.1} µs CPU, p99 {:7.2} ms, wrong {}, noise {:.0} %",
-                    round + 1,
-                    name.as_str(),
-                    scenario.name,
-                    window.calls_per_second(),
-                    window.cpu_per_call().unwrap_or(f64::NAN),
-                    window.tally.p99,
-                    window.tally.wrong,
-                    window.used.noise * 100.0
-                );
+                tell(round, *name, scenario, &window, arguments.short);
                 measured.windows.entry(scenario.name.to_owned()).or_default().push(window);
             }
         }
@@ -196,6 +186,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
         save(arguments, &results)?;
     }
     Ok(results)
+}
+
+/// One line for a window, while one waits for the table.
+fn tell(round: u32, name: Name, scenario: &Scenario, window: &Window, short: bool) {
+    let (name, scenario, tally) = (name.as_str(), scenario.name, &window.tally);
+    if short {
+        return eprintln!("{name:9} {scenario:9} {:6} right, {} wrong", tally.right, tally.wrong);
+    }
+    eprintln!(
+        "round {} {name:9} {scenario:9} {:7.0} calls/s {:8.1} µs CPU, p99 {:7.2} ms, {} wrong, noise {:.0} %",
+        round + 1,
+        window.calls_per_second(),
+        window.cpu_per_call().unwrap_or(f64::NAN),
+        tally.p99,
+        tally.wrong,
+        window.used.noise * 100.0
+    );
 }
 
 /// The scenarios of these names, in the order in which they are run; half load needs full load before it.
