@@ -89,6 +89,8 @@ struct Generator<'a> {
     maker: Maker,
     checker: Checker,
     connections: Vec<Connection>,
+    /// Where every connection reads to.
+    buffer: Vec<u8>,
     times: Histogram<u64>,
     tally: Tally,
 }
@@ -116,6 +118,7 @@ impl<'a> Generator<'a> {
             maker: Maker::new(load.mix, load.era, &load.address.to_string()),
             checker: Checker::new(load.passed_through),
             connections,
+            buffer: vec![0; 256 * 1024],
             times: Histogram::new_with_bounds(1_000, 600_000_000_000, 3).context("a histogram")?,
             tally: Tally::default(),
         })
@@ -196,7 +199,7 @@ impl<'a> Generator<'a> {
             }
             return Ok(false);
         }
-        let answer = match connection.pull() {
+        let answer = match connection.pull(&mut self.buffer) {
             Ok(None) => return Ok(false),
             Ok(Some(answer)) => answer,
             Err(error) => {
@@ -276,15 +279,10 @@ impl Connection {
     }
 
     /// Reads what has come: status, and where head and body end, once the answer is whole.
-    fn pull(&mut self) -> anyhow::Result<Option<(u16, usize, usize)>> {
-        let room = self.head.map_or(0, |(_, _, end)| end.saturating_sub(self.input.len())).max(16 * 1024);
-        let filled = self.input.len();
-        self.input.resize(filled + room, 0);
-        let read = self.stream.read(&mut self.input[filled..]);
-        self.input.truncate(filled + read.as_ref().map_or(0, |read| *read));
-        match read {
+    fn pull(&mut self, buffer: &mut [u8]) -> anyhow::Result<Option<(u16, usize, usize)>> {
+        match self.stream.read(buffer) {
             Ok(0) => anyhow::bail!("closed"),
-            Ok(_) => {}
+            Ok(read) => self.input.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error.into()),
         }

@@ -313,6 +313,7 @@ impl Measured {
 fn show(figure: Option<f64>) -> String {
     match figure {
         None => "–".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(figure) if figure.abs() >= 1_000.0 => thousands(figure),
         Some(figure) if figure.abs() >= 100.0 => format!("{figure:.0}"),
         Some(figure) if figure.abs() >= 10.0 => format!("{figure:.1}"),
