@@ -79,7 +79,7 @@ impl Inside {
 
 /// The process's subscriber, and what keeps its writer alive.
 pub fn logs() -> (Dispatch, LogGuard) {
-    logs::benching::dispatch()
+    logs::benching::dispatch().expect("a thread, and the filter that is the default")
 }
 
 /// The line that ends a call.

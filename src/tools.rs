@@ -722,7 +722,7 @@ fn principal(caller: &Caller) -> Option<Principal<'_>> {
     })
 }
 
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, feature = "benches", feature = "fuzzing"))]
 fn find(name: &str) -> Option<&'static Entry> {
     TOOLS.iter().find(|entry| entry.definition.name == name)
 }

@@ -62,12 +62,7 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
     let lament = if settings.debug { readable_lament } else { lament };
     let (writer, guard) = LineWriter::start(std::io::stdout(), lament)?;
     let _ = DROPPED.set(writer.dropped());
-    // Audit events have no level: none may silence them, or the span that gives them their trace id.
-    let configured = EnvFilter::try_new(&settings.filter)?
-        .add_directive("audit=info".parse()?)
-        .add_directive("mcp_server::telemetry::trace=error".parse()?);
-    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    let levels = Levels { configured, raised: Arc::clone(&level.raised) };
+    let (levels, level) = Levels::of(settings)?;
     let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
     if settings.debug {
         let lines = tracing_subscriber::fmt::layer()
@@ -89,6 +84,15 @@ struct Levels {
 }
 
 impl Levels {
+    fn of(settings: &LogSettings) -> anyhow::Result<(Self, LevelSwitch)> {
+        // Audit events have no level: none may silence them, or the span that gives them their trace id.
+        let configured = EnvFilter::try_new(&settings.filter)?
+            .add_directive("audit=info".parse()?)
+            .add_directive("mcp_server::telemetry::trace=error".parse()?);
+        let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
+        Ok((Self { configured, raised: Arc::clone(&level.raised) }, level))
+    }
+
     fn raises(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::DEBUG && self.raised.load(Relaxed)
     }

@@ -3,10 +3,9 @@
 use super::*;
 
 /// What [`install`] installs, for this thread only.
-pub(crate) fn dispatch() -> (tracing::Dispatch, LogGuard) {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).finish(Collected::new(std::io::sink()));
-    let filter = EnvFilter::new("info");
-    let lines = tracing_subscriber::registry().with(filter).with(filter_fn(fit_to_print)).with(JsonLines { writer });
-    (lines.into(), LogGuard { _writer: guard })
+pub(crate) fn dispatch() -> anyhow::Result<(tracing::Dispatch, LogGuard)> {
+    let (writer, guard) = LineWriter::start(std::io::sink(), lament)?;
+    let (levels, level) = Levels::of(&LogSettings::default())?;
+    let lines = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print)).with(JsonLines { writer });
+    Ok((lines.into(), LogGuard { level, _writer: guard }))
 }
