@@ -254,8 +254,8 @@ async fn no_call_fails_or_waits_because_of_the_collector() {
         took.sort_unstable();
         slowest.push((way, took[CALLS * 99 / 100]));
         if address.is_some() {
-            crate::support::until(async || app.metric("mcp_server_spans_dropped").await > 0.0).await;
-            assert_eq!(app.metric("mcp_server_spans_exported").await, 0.0);
+            crate::support::until(async || app.metric("mcp_server_spans_dropped_total").await > 0.0).await;
+            assert_eq!(app.metric("mcp_server_spans_exported_total").await, 0.0);
         }
         let stopping = Instant::now();
         app.begin_shutdown();
@@ -272,11 +272,11 @@ async fn a_batch_that_the_collector_cannot_take_now_is_sent_again() {
     collector.refuse([503, 429]);
     call(&app, "list_users", json!({}), None, None).await;
     collector.until(2).await;
-    assert_eq!(app.metric("mcp_server_spans_dropped").await, 0.0);
+    assert_eq!(app.metric("mcp_server_spans_dropped_total").await, 0.0);
     collector.refuse([400]);
     call(&app, "list_users", json!({}), None, None).await;
-    crate::support::until(async || app.metric("mcp_server_spans_dropped").await == 2.0).await;
-    assert_eq!(app.metric("mcp_server_spans_exported").await, 2.0);
+    crate::support::until(async || app.metric("mcp_server_spans_dropped_total").await == 2.0).await;
+    assert_eq!(app.metric("mcp_server_spans_exported_total").await, 2.0);
 }
 
 #[tokio::test]
