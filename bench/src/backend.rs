@@ -136,7 +136,7 @@ impl Backend {
         let Some(body) = input.get(head..head + length) else { return Ok(None) };
         let authorized = value("authorization").is_some_and(|header| header.value.starts_with(b"Bearer "));
         let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-        let answer = match authorized {
+        let answer = match authorized || target == "/v1/traces" {
             true => respond(&mut self.known, method, target, body)?,
             false => http(401, "{}"),
         };
@@ -179,6 +179,8 @@ fn respond(
     }
     let limit = parameter("limit").map_or(Ok(10), str::parse)?;
     let answer = match path {
+        // A collector of traces that takes everything.
+        "/v1/traces" => http(200, "{}"),
         "/health" => http(200, r#"{"status":"healthy"}"#),
         "/users" => http(200, &answers::users(limit)),
         "/tickets" => http(200, &answers::tickets(parameter("status").context("no status")?, limit)),

@@ -110,6 +110,11 @@ impl Call {
     }
 }
 
+/// The field that carries a token, where there is one.
+pub fn authorization(bearer: Option<&str>) -> String {
+    bearer.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"))
+}
+
 /// A request with two places of fixed width: the JSON-RPC id and the number.
 struct Template {
     kind: Kind,
@@ -119,7 +124,7 @@ struct Template {
 }
 
 impl Template {
-    fn new(kind: Kind, era: Era, host: &str) -> Self {
+    fn new(kind: Kind, era: Era, host: &str, bearer: Option<&str>) -> Self {
         let mut params = json!({ "name": kind.tool(), "arguments": kind.arguments() });
         let mut more = String::new();
         let version = match era {
@@ -137,8 +142,9 @@ impl Template {
         let body = json!({ "jsonrpc": "2.0", "id": FIRST_ID, "method": "tools/call", "params": params }).to_string();
         let head = format!(
             "POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-             Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: {version}\r\n{more}\
+             Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: {version}\r\n{more}{}\
              Content-Length: {}\r\n\r\n",
+            authorization(bearer),
             body.len()
         );
         let place = |digits: u64| body.find(&digits.to_string()).map(|at| head.len() + at);
@@ -154,8 +160,8 @@ pub struct Maker {
 }
 
 impl Maker {
-    pub fn new(mix: &[Kind], era: Era, host: &str) -> Self {
-        Self { templates: mix.iter().map(|kind| Template::new(*kind, era, host)).collect(), next: 0 }
+    pub fn new(mix: &[Kind], era: Era, host: &str, bearer: Option<&str>) -> Self {
+        Self { templates: mix.iter().map(|kind| Template::new(*kind, era, host, bearer)).collect(), next: 0 }
     }
 
     /// Writes the next request.

@@ -13,20 +13,28 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::backend;
+use crate::calls::authorization;
 use crate::machine::{Placement, pause, stay_on};
 
 /// As long as the token that the server gets.
 const TOKEN_LENGTH: usize = 1_144;
 
-/// What is measured: this server, a plain rmcp server, and a bare pass-through.
+/// What is measured: this server, a plain rmcp server, and a bare pass-through; and the server with more, or less, switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Name {
     Server,
     RmcpRaw,
     Floor,
+    /// Nothing observed: no log but the audit, no metrics.
+    ServerQuiet,
+    /// Everything observed: beside logs and metrics each call is traced, and kept in the audit file.
+    ServerObserved,
+    /// Every caller needs a token, which is checked at each call.
+    ServerGuarded,
 }
 
 impl Name {
+    /// Those that are measured unless others are named.
     pub const ALL: [Self; 3] = [Self::Server, Self::RmcpRaw, Self::Floor];
 
     pub fn as_str(self) -> &'static str {
@@ -34,7 +42,15 @@ impl Name {
             Self::Server => "server",
             Self::RmcpRaw => "rmcp-raw",
             Self::Floor => "floor",
+            Self::ServerQuiet => "server-quiet",
+            Self::ServerObserved => "server-observed",
+            Self::ServerGuarded => "server-guarded",
         }
+    }
+
+    /// Whether it is this server, however it is set.
+    pub fn is_ours(self) -> bool {
+        !matches!(self, Self::RmcpRaw | Self::Floor)
     }
 
     /// Whether it hands the backend's answers through as they are.
@@ -45,10 +61,10 @@ impl Name {
     /// Builds what is missing or stale, and returns the executable.
     pub fn build(self) -> anyhow::Result<PathBuf> {
         match self {
-            Self::Server => build("../Cargo.toml", &["--release", "--bin", "mcp-server"]),
             // As a newcomer would, and as a careful maintainer would: see the profiles.
             Self::RmcpRaw => build("Cargo.toml", &["--release", "--package", "rmcp-raw"]),
             Self::Floor => build("Cargo.toml", &["--profile=tuned", "--package", "floor"]),
+            _ => build("../Cargo.toml", &["--release", "--bin", "mcp-server"]),
         }
     }
 }
@@ -81,6 +97,7 @@ struct Told {
     client_id: String,
     client_secret: String,
     scope: String,
+    user_token: String,
 }
 
 impl StandIns {
@@ -130,9 +147,9 @@ impl Stage {
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
             .current_dir(self.folder.path());
-        match name {
+        if name.is_ours() {
             // With its defaults: logs, metrics, limits, retries, circuit breaker. It need not wait for a load balancer at its end.
-            Name::Server => command
+            command
                 .env("DRAIN_DELAY", "0")
                 .env("METRICS_PORT", metrics.port().to_string())
                 .env("AZURE_AUTHORITY_HOST", &entra.authority)
@@ -140,8 +157,22 @@ impl Stage {
                 .env("AZURE_CLIENT_ID", &entra.client_id)
                 .env("AZURE_CLIENT_SECRET", &entra.client_secret)
                 .env("AZURE_SCOPES", &entra.scope)
-                .env("SSL_CERT_FILE", &entra.ca_file),
-            Name::RmcpRaw | Name::Floor => command.env("BEARER_TOKEN", "x".repeat(TOKEN_LENGTH)),
+                .env("SSL_CERT_FILE", &entra.ca_file);
+        } else {
+            command.env("BEARER_TOKEN", "x".repeat(TOKEN_LENGTH));
+        }
+        match name {
+            Name::ServerQuiet => command.env("LOG_LEVEL", "off").env("METRICS_PORT", "0"),
+            Name::ServerObserved => command
+                .env("AUDIT_LOG_FILE", self.folder.path().join("audit"))
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.backend)),
+            // One caller makes all calls here, and would be limited long before the server is.
+            Name::ServerGuarded => command
+                .env("INBOUND_AUTH", "entra")
+                .env("INBOUND_AUDIENCE", &entra.client_id)
+                .env("PUBLIC_URL", "https://localhost/mcp")
+                .env("RATE_LIMIT_PER_CALLER", "0"),
+            _ => &mut command,
         };
         // A thread that has moved to the candidate's cores starts it there.
         let started = std::thread::scope(|scope| {
@@ -150,7 +181,8 @@ impl Stage {
             start.join().map_err(|_| anyhow::anyhow!("the starting thread panicked"))?
         });
         let (began, child) = started.with_context(|| format!("cannot start {}", executable.display()))?;
-        let mut candidate = Candidate { name, address, child, log, started_in: Duration::ZERO };
+        let bearer = (name == Name::ServerGuarded).then(|| entra.user_token.clone());
+        let mut candidate = Candidate { name, address, bearer, child, log, started_in: Duration::ZERO };
         let alive = format!("GET /health/live HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         while !candidate.answers(&alive) {
             anyhow::ensure!(candidate.child.try_wait()?.is_none(), "{} ended: {}", name.as_str(), self.said(name));
@@ -172,6 +204,8 @@ impl Stage {
 pub struct Candidate {
     pub name: Name,
     pub address: SocketAddr,
+    /// The token that calls carry.
+    pub bearer: Option<String>,
     /// From before its start to its first answer.
     pub started_in: Duration,
     child: Child,
@@ -189,11 +223,21 @@ impl Candidate {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params }).to_string();
         let head = format!(
             "POST /mcp HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2025-11-25\r\nContent-Length: {}\r\n\r\n",
+             Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2025-11-25\r\n{}Content-Length: {}\r\n\r\n",
             self.address,
+            authorization(self.bearer.as_deref()),
             body.len()
         );
-        anyhow::ensure!(self.answers(&(head + &body)), "{} does not answer its first call", self.name.as_str());
+        let begun = Instant::now();
+        // Keys to check tokens with are fetched in the background.
+        while !self.answers(&format!("{head}{body}")) {
+            anyhow::ensure!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{} does not answer its first call",
+                self.name.as_str()
+            );
+            pause(Duration::from_millis(50));
+        }
         Ok(())
     }
 

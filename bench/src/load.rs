@@ -31,6 +31,7 @@ const STUCK: Duration = Duration::from_secs(60);
 /// What is sent, and how fast.
 pub struct Load<'a> {
     pub address: SocketAddr,
+    pub bearer: Option<&'a str>,
     pub connections: usize,
     pub mix: &'a [Kind],
     pub era: Era,
@@ -115,7 +116,7 @@ impl<'a> Generator<'a> {
         Ok(Self {
             load,
             poller,
-            maker: Maker::new(load.mix, load.era, &load.address.to_string()),
+            maker: Maker::new(load.mix, load.era, &load.address.to_string(), load.bearer),
             checker: Checker::new(load.passed_through),
             connections,
             buffer: vec![0; 256 * 1024],

@@ -131,7 +131,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
     let mut candidates = Vec::new();
     for name in names {
         let executable = match (name, &arguments.server) {
-            (Name::Server, Some(server)) => server.canonicalize()?,
+            (name, Some(server)) if name.is_ours() => server.canonicalize()?,
             _ => name.build()?,
         };
         candidates.push((name, executable));

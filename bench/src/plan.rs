@@ -149,6 +149,7 @@ fn window(candidate: &Candidate, scenario: &Scenario, rate: Option<f64>, care: &
     };
     let load = Load {
         address: candidate.address,
+        bearer: candidate.bearer.as_deref(),
         connections: scenario.connections,
         mix: scenario.mix,
         era: scenario.era,
@@ -207,6 +208,7 @@ pub fn grow(candidate: &Candidate, calls: u64) -> anyhow::Result<Growth> {
     const POINTS: u64 = 50;
     let load = Load {
         address: candidate.address,
+        bearer: candidate.bearer.as_deref(),
         connections: 32,
         mix: ALL_TOOLS,
         era: Era::Modern,

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::candidates::Name;
-use crate::plan::{Care, Growth, Pace, SCENARIOS, Window, median};
+use crate::plan::{Care, FULL_LOAD, Growth, Pace, SCENARIOS, Window, median};
 
 /// Everything that a run has measured.
 #[derive(Debug, Serialize, Deserialize)]
@@ -267,6 +267,31 @@ impl Results {
             );
         }
         out.push_str(&self.sizing().unwrap_or_default());
+        out.push_str(&self.settings());
+        out
+    }
+
+    /// What it costs to switch things on or off, if that was measured.
+    fn settings(&self) -> String {
+        let figures = |of: &Measured| {
+            Some((
+                of.median(FULL_LOAD, |window| Some(window.calls_per_second()))?,
+                of.median(FULL_LOAD, Window::cpu_per_call)?,
+            ))
+        };
+        let settings = [Name::ServerQuiet, Name::Server, Name::ServerObserved, Name::ServerGuarded];
+        let measured = settings.map(|name| Some((name, figures(self.candidates.get(name.as_str())?)?)));
+        let Some((_, (rate_of_server, _))) = measured[1] else { return String::new() };
+        if measured.iter().flatten().count() < 2 {
+            return String::new();
+        }
+        let mut out =
+            "\n| Setting, at 64 connections | calls/s | CPU µs per call | calls/s ÷ server |\n|---|---:|---:|---:|\n"
+                .to_owned();
+        for (name, (rate, cpu)) in measured.into_iter().flatten() {
+            let name = name.as_str();
+            let _ = writeln!(out, "| {name} | {} | {cpu:.1} | {:.2} |", thousands(rate), rate / rate_of_server);
+        }
         out
     }
 

@@ -103,7 +103,7 @@ impl Operation {
         (OTHER, ""),
     ];
 
-    /// The method's name on the wire; [`OTHER`]'s for those that are not served.
+    /// The method's name on the wire; `_OTHER` for those that are not served.
     pub fn method(self) -> &'static str {
         Self::WORDS.get(self as usize).map_or(OTHER, |(method, _)| method)
     }
