@@ -224,7 +224,10 @@ async fn all_is_well_with_workload_identity_and_its_federated_credential_is_show
         assert!(step["found"].as_str().unwrap().contains(&format!("`{shown}`")), "{step:#?}");
         assert!(step["command"].as_str().unwrap().contains(&format!(" '{shown}'")), "{step:#?}");
     }
-    assert!(step["found"].as_str().unwrap().contains("issued just now, expires in "), "{step:#?}");
+    // Some seconds ago, where the machine has much to do.
+    let found = step["found"].as_str().unwrap();
+    let issued = found.split_once("issued ").and_then(|(_, rest)| rest.split_once(", expires in ")).unwrap().0;
+    assert!(issued == "just now" || issued.ends_with(" s ago"), "{step:#?}");
     assert!(step["command"].as_str().unwrap().contains("az identity federated-credential create"), "{step:#?}");
 }
 
