@@ -417,19 +417,11 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::*;
-    use crate::settings::{BackendSettings, Credential, LogSettings, TelemetrySettings, ToolSettings, WebSettings};
+    use crate::settings::{BackendSettings, LogSettings, TelemetrySettings, ToolSettings, WebSettings};
 
     /// A server whose Entra and backend do not exist, serving on ports that the system chooses.
     fn serving() -> Serving {
-        let nowhere = |url: &str| url::Url::parse(url).unwrap();
-        let identity = IdentitySettings {
-            tenant_id: "contoso.example".to_owned(),
-            client_id: "66666666-7777-8888-9999-000000000000".to_owned(),
-            authority: nowhere("https://localhost:1"),
-            scopes: vec!["api://backend/.default".to_owned()],
-            credential: Credential::ClientSecret { secret: "secret".to_owned().into() },
-            extra_ca_pem: None,
-        };
+        let identity = IdentitySettings::nowhere();
         let web = WebSettings {
             host: [127, 0, 0, 1].into(),
             port: 0,
@@ -437,7 +429,7 @@ mod tests {
             drain_delay: Duration::from_millis(10),
             ..WebSettings::default()
         };
-        let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
+        let backend = BackendSettings::new("http://127.0.0.1:1".parse().unwrap());
         let log = LogSettings::default();
         let (inbound, tools, telemetry) = (InboundAuth::None, ToolSettings::default(), TelemetrySettings::default());
         let settings = Settings { identity, backend, web, inbound, tools, log, telemetry, warnings: Vec::new() };

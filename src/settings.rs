@@ -164,6 +164,19 @@ pub struct IdentitySettings {
 }
 
 impl IdentitySettings {
+    /// An Entra that does not exist.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            tenant_id: "contoso.example".to_owned(),
+            client_id: "66666666-7777-8888-9999-000000000000".to_owned(),
+            authority: "https://localhost:1".parse().unwrap(),
+            scopes: vec!["api://backend/.default".to_owned()],
+            credential: Credential::ClientSecret { secret: "secret".to_owned().into() },
+            extra_ca_pem: None,
+        }
+    }
+
     /// The choice in one phrase, for the INFO line at start; it holds no secret.
     pub fn summary(&self) -> String {
         let credential = match &self.credential {

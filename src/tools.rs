@@ -23,7 +23,7 @@ mod users;
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -399,19 +399,13 @@ impl ToolServer {
         let _inside = trace.span().enter();
         let no_arguments = JsonObject::new();
         let arguments = audit::digest_of_json(request.arguments.as_ref().unwrap_or(&no_arguments));
+        let address = caller.as_ref().map(Caller::address);
         self.shared.audit.record(&audit::Event {
             name: audit::Name::ToolCall,
-            trace_id: trace.context().trace_id(),
             caller: caller.as_ref().and_then(subject),
-            client_address: caller.as_ref().map(Caller::address),
             tool: entry.map(|entry| (&*entry.definition.name, &entry.schema_digest)),
             arguments: Some(&arguments),
-            decision: Decision::Refused,
-            outcome,
-            backend_status: None,
-            attempts: 0,
-            idempotency_key: None,
-            took: Duration::ZERO,
+            ..audit::Event::refused_caller(trace.context().trace_id(), address, outcome)
         });
     }
 
@@ -746,26 +740,20 @@ fn is_modern(protocol: Option<&ProtocolVersion>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
     use crate::identity::TokenSource;
-    use crate::settings::{BackendSettings, Credential, IdentitySettings};
+    use crate::settings::{BackendSettings, IdentitySettings};
 
     /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
     fn server(max_in_flight_per_tool: usize) -> ToolServer {
-        let nowhere = |url: &str| url::Url::parse(url).unwrap();
-        let identity = IdentitySettings {
-            tenant_id: "contoso.example".to_owned(),
-            client_id: "66666666-7777-8888-9999-000000000000".to_owned(),
-            authority: nowhere("https://localhost:1"),
-            scopes: vec!["api://backend/.default".to_owned()],
-            credential: Credential::ClientSecret { secret: "secret".to_owned().into() },
-            extra_ca_pem: None,
-        };
+        let identity = IdentitySettings::nowhere();
         let metrics = Arc::new(Metrics::new(&TOOL_NAMES, &crate::backend::Route::TEMPLATES));
         let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
-        let backend = BackendSettings::new(nowhere("http://127.0.0.1:1"));
+        let backend = BackendSettings::new("http://127.0.0.1:1".parse().unwrap());
         let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
         let wiring = Wiring {
             backend: Arc::new(backend),
@@ -844,7 +832,10 @@ mod tests {
             });
             let works = running(tool, |_, _, _, _| {
                 Box::pin(async {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    // Still at work when the others have panicked.
+                    for _ in 0..20 {
+                        tokio::task::yield_now().await;
+                    }
                     Ok("{}".to_owned())
                 })
             });

@@ -61,12 +61,12 @@ pub struct Event<'a> {
 
 impl<'a> Event<'a> {
     /// A caller that was turned away before any tool was looked at; `outcome` is the word for the reason.
-    pub fn refused_caller(trace_id: TraceId, client_address: IpAddr, outcome: &'a str) -> Self {
+    pub fn refused_caller(trace_id: TraceId, client_address: Option<IpAddr>, outcome: &'a str) -> Self {
         Self {
             name: Name::CallerRefused,
             trace_id,
             caller: None,
-            client_address: Some(client_address),
+            client_address,
             tool: None,
             arguments: None,
             decision: Decision::Refused,
@@ -339,7 +339,7 @@ mod tests {
             arguments: Some(&arguments),
             idempotency_key: Some(hostile),
             backend_status: Some(201),
-            ..Event::refused_caller(TraceContext::begin().trace_id(), [127, 0, 0, 1].into(), hostile)
+            ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
         let text = json(&event_id(), &event);
         let value: Value = serde_json::from_str(&text).unwrap();

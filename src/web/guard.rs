@@ -167,7 +167,7 @@ impl Guard {
         self.metrics.caller_refused(refusal.as_str());
         // Who is let in and may not call one tool stands in the audit already, with the tool and its arguments.
         if let (None, Some(trace)) = (caller.identity(), trace) {
-            let event = Event::refused_caller(trace.context().trace_id(), caller.address(), refusal.as_str());
+            let event = Event::refused_caller(trace.context().trace_id(), Some(caller.address()), refusal.as_str());
             self.audit.record(&event);
         }
         let (reason, address) = (refusal.as_str(), caller.address());
