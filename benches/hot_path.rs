@@ -6,7 +6,6 @@ use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::HeaderMap;
 use mcp_server::benching::{self, Inside};
-use mcp_server::payload::Payload;
 use mcp_server::telemetry::trace::RequestTrace;
 use serde_json::{Map, Value, json};
 
@@ -31,6 +30,14 @@ fn object(value: Value) -> Map<String, Value> {
 fn rows(count: usize) -> Bytes {
     let row = |number: usize| json!({ "id": number, "ratio": 0.25, "tags": ["a", "b"], "note": "x".repeat(960) });
     json!({ "data": (0..count).map(row).collect::<Vec<_>>() }).to_string().into()
+}
+
+#[divan::bench]
+fn read_call(bencher: Bencher<'_, '_>) {
+    const CALL: &[u8] = br#"{"jsonrpc":"2.0","id":4711,"method":"tools/call","params":{"name":"get_user_profile","arguments":{"user_id":"u000000042","include_details":true},"_meta":{"progressToken":4711}}}"#;
+    let inside = Inside::default();
+    assert!(inside.read_call(CALL));
+    bencher.bench_local(|| inside.read_call(black_box(CALL)));
 }
 
 #[divan::bench(args = ["get_user_profile", "create_ticket", "query_data"])]
@@ -93,19 +100,11 @@ fn decode_rows(bencher: Bencher<'_, '_>, count: usize) {
 }
 
 #[divan::bench(args = [1, 100, 1_000])]
-fn fill_payload(bencher: Bencher<'_, '_>, count: usize) {
+fn write_response(bencher: Bencher<'_, '_>, count: usize) {
     let result = String::from_utf8_lossy(&rows(count)).into_owned();
-    let inputs = || {
-        let payload = Payload::default();
-        let marks = payload.leave(result.clone()).unwrap_or_else(|_| unreachable!("an empty place"));
-        let result = json!({ "content": [{ "type": "text", "text": marks.text }], "structuredContent": marks.value });
-        let answer = json!({ "jsonrpc": "2.0", "id": 1, "result": result }).to_string();
-        (payload, Bytes::from(answer))
-    };
-    let (payload, answer) = inputs();
-    assert!(payload.fill(answer).len() > 2 * result.len());
+    assert!(benching::write_response(&result).len() > 2 * result.len());
     let size = divan::counter::BytesCount::new(result.len());
-    bencher.counter(size).with_inputs(inputs).bench_local_values(|(payload, answer)| payload.fill(answer));
+    bencher.counter(size).bench_local(|| benching::write_response(black_box(&result)));
 }
 
 /// Formatted, and handed to the writer's thread, which drops what it cannot take.

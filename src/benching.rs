@@ -6,21 +6,26 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, info};
 use url::Url;
 
+use crate::auth::Caller;
 use crate::backend::{self, BackendClient, Route, User};
 use crate::identity::{TokenSource, benching::token_source};
 use crate::settings::BackendSettings;
 use crate::telemetry::logs::{self, LogGuard};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::RequestTrace;
-use crate::tools::{self, TOOL_NAMES};
+use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 
 /// A server's inside without a server.
 pub struct Inside {
     identity: Arc<TokenSource>,
-    backend: BackendClient,
+    backend: Arc<BackendClient>,
+    tools: ToolServer,
+    /// Of a request whose caller is known.
+    extensions: http::Extensions,
 }
 
 impl Default for Inside {
@@ -28,12 +33,30 @@ impl Default for Inside {
         let url = Url::parse("http://backend.internal:8080/api").expect("an address");
         let identity = token_source().expect("a token");
         let metrics = Arc::new(Metrics::new(&TOOL_NAMES, &Route::TEMPLATES));
-        let backend = BackendClient::new(&BackendSettings::new(url), Arc::clone(&identity), metrics);
-        Self { identity, backend: backend.expect("TLS") }
+        let backend = BackendClient::new(&BackendSettings::new(url), Arc::clone(&identity), Arc::clone(&metrics));
+        let backend = Arc::new(backend.expect("TLS"));
+        let wiring = Wiring {
+            backend: Arc::clone(&backend),
+            metrics,
+            audit: Arc::default(),
+            spans: None,
+            max_in_flight_per_tool: 512,
+            tell_causes: false,
+            out_of_time: CancellationToken::new(),
+        };
+        let mut extensions = http::Extensions::new();
+        extensions.insert(Caller::unauthenticated([127, 0, 0, 1].into()));
+        extensions.insert(RequestTrace::new(&http::HeaderMap::new()));
+        Self { identity, backend, tools: ToolServer::new(wiring, |_, _| true), extensions }
     }
 }
 
 impl Inside {
+    /// Reads the message of a plain call; whether it is one.
+    pub fn read_call(&self, body: &[u8]) -> bool {
+        tools::benching::read_call(&self.tools, body, &self.extensions)
+    }
+
     /// Checks and decodes arguments; whether they are legal.
     pub fn decode_arguments(&self, tool: &str, arguments: Map<String, Value>) -> bool {
         tools::benching::decode(tool, arguments).is_ok()
@@ -75,6 +98,11 @@ impl Inside {
     pub fn render_user(&self, user: &User) -> String {
         tools::benching::render(user).expect("JSON")
     }
+}
+
+/// The response of a plain call with this result.
+pub fn write_response(result: &str) -> Vec<u8> {
+    tools::benching::write_response(&Ok(result.to_owned()))
 }
 
 /// The process's subscriber, and what keeps its writer alive.

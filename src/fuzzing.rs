@@ -95,12 +95,14 @@ pub fn http(bytes: &[u8]) {
     assert!(status < 500 || status == 503 || status == 504, "a client causes a {status}");
 }
 
-/// A body for the MCP endpoint. The first byte says in which era it is sent, and with how honest headers.
+/// A body for the MCP endpoint. The first byte says in which era it is sent, and with how honest headers. The short way of plain
+/// calls and rmcp's have to answer alike.
 pub fn json_rpc(bytes: &[u8]) {
     let (how, body) = split(bytes);
     let mut request = http::Request::post("/mcp").header(header::HOST, "localhost");
     request = request.header(header::CONTENT_TYPE, "application/json");
     request = request.header(header::ACCEPT, "application/json, text/event-stream");
+    request = request.header(TRACEPARENT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let versions =
         [None, Some("2025-03-26"), Some("2025-06-18"), Some("2025-11-25"), Some("2026-07-28"), Some("2026-07-28")];
     if let Some(version) = versions[usize::from(how) % versions.len()] {
@@ -115,7 +117,7 @@ pub fn json_rpc(bytes: &[u8]) {
         }
     }
     let request = request.body(body.to_vec()).expect("a request");
-    let response = Bench::run(async |bench| web::fuzzing::ask(&bench.web, request).await);
+    let response = Bench::run(async |bench| web::fuzzing::ask_both_ways(&bench.web, request).await);
     let (status, body) = (response.status(), response.body());
     assert!(!status.is_server_error(), "{status} for {:?}", String::from_utf8_lossy(bytes));
     let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();

@@ -16,7 +16,6 @@ pub mod demo;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;
-pub mod payload;
 pub mod problem;
 pub mod settings;
 pub mod telemetry;

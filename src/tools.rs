@@ -7,6 +7,7 @@
 mod args;
 #[cfg(feature = "benches")]
 pub(crate) mod benching;
+mod call;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod data;
@@ -14,6 +15,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod invisible;
+mod plain;
 #[cfg(test)]
 mod properties;
 mod tickets;
@@ -21,11 +23,9 @@ mod unserved;
 mod users;
 
 use std::borrow::Cow;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, CustomRequest, CustomResult,
@@ -41,18 +41,17 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, error, info, warn};
 use validator::Validate;
 
-use crate::auth::{Caller, Permission, StepUp};
-use crate::backend::{BackendClient, Call, Principal};
-use crate::payload::Payload;
-use crate::problem::{Details, ErrorCode, Problem};
-use crate::telemetry::audit::{self, Audit, Decision, Digest, HexDigest, Slot, Subject};
-use crate::telemetry::metrics::{EndedCall, Metrics, Operation, Outcome, Shed};
-use crate::telemetry::spans::{self, Span, Spans};
-use crate::telemetry::trace::{RequestTrace, Trace};
+use crate::auth::{Caller, Permission};
+use crate::backend::{BackendClient, Call};
+use crate::problem::Problem;
+use crate::telemetry::audit::{self, Audit, HexDigest};
+use crate::telemetry::metrics::{Metrics, Operation};
+use crate::telemetry::spans::Spans;
 use args::Rules;
+use call::{Ended, Origin, subject};
+pub use plain::{Head, PlainCall};
 use unserved::unserved_methods;
 
 /// The protocol revisions that we serve. 2024-11-05 knew another transport.
@@ -180,23 +179,6 @@ fn render(output: &impl Output) -> Result<String, serde_json::Error> {
     }
 }
 
-/// A success, whose text and structure are the same object. It waits beside the answer where there is a place for it.
-fn success(json: String, payload: Option<&Payload>) -> Result<CallToolResult, serde_json::Error> {
-    let (text, value) = match match payload {
-        Some(payload) => payload.leave(json),
-        None => Err(json),
-    } {
-        Ok(marks) => (marks.text, marks.value),
-        Err(json) => {
-            let value = serde_json::from_str(&json)?;
-            (json, value)
-        }
-    };
-    let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
-    result.structured_content = Some(value);
-    Ok(result)
-}
-
 /// The MCP server: what rmcp calls. Made for every request, so it is one pointer.
 #[derive(Clone)]
 pub struct ToolServer {
@@ -220,6 +202,8 @@ struct Shared {
     info: ServerConfig,
     /// `_meta` of every result in the 2026-07-28 era.
     result_meta: MetaObject,
+    /// The same as text.
+    result_meta_json: String,
 }
 
 /// What a [`ToolServer`] is connected to.
@@ -259,8 +243,20 @@ impl ToolServer {
             .with_instructions(INSTRUCTIONS)
             .with_protocol_version(ProtocolVersion::V_2025_11_25);
         let room = std::array::from_fn(|_| Semaphore::new(max_in_flight_per_tool));
-        let shared =
-            Shared { backend, metrics, switched_on, audit, spans, room, tell_causes, out_of_time, info, result_meta };
+        let result_meta_json = Value::from(result_meta.0.clone()).to_string();
+        let shared = Shared {
+            backend,
+            metrics,
+            switched_on,
+            audit,
+            spans,
+            room,
+            tell_causes,
+            out_of_time,
+            info,
+            result_meta,
+            result_meta_json,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -279,91 +275,6 @@ impl ToolServer {
         self.entries().find(|entry| entry.definition.name == name)
     }
 
-    /// Runs a call until it ends, its client leaves, or the server has to stop.
-    async fn finish(
-        &self,
-        entry: &'static Entry,
-        arguments: JsonObject,
-        context: RequestContext<RoleServer>,
-    ) -> CallToolResult {
-        let ending = self.ending(entry, &arguments, &context);
-        let modern = is_modern(ending.protocol.as_ref());
-        let (trace, span) = (ending.trace.clone(), ending.trace.span().clone());
-        let call = self.clone().execute(entry, ending, arguments).instrument(span);
-        let result = match entry.effect {
-            Effect::Reads => tokio::select! {
-                biased;
-                result = call => Some(result),
-                // Dropping the call drops its backend request; its ending is written all the same.
-                () = context.ct.cancelled() => None,
-                () = self.shared.out_of_time.cancelled() => None,
-            },
-            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
-            Effect::Adds => {
-                let task = tokio::spawn(call);
-                tokio::select! {
-                    biased;
-                    result = task => result.ok(),
-                    () = context.ct.cancelled() => None,
-                    () = self.shared.out_of_time.cancelled() => None,
-                }
-            }
-        };
-        let mut result = result.unwrap_or_else(|| {
-            let problem = error::out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id());
-            CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
-        });
-        if modern {
-            result.meta = Some(self.shared.result_meta.clone());
-        }
-        result
-    }
-
-    /// Runs one call to its end and writes down how it ended, whatever the end is.
-    async fn execute(self, entry: &'static Entry, mut ending: Ending, arguments: JsonObject) -> CallToolResult {
-        let Ok(slot) = self.shared.audit.admit() else { return ending.refuse(error::unaudited()) };
-        ending.slot = Some(slot);
-        let Some(room) = self.shared.room.get(entry.index) else { return ending.fail(Problem::internal()) };
-        let Ok(_room) = room.try_acquire() else {
-            self.shared.metrics.shed(Shed::Tool);
-            return ending.refuse(error::tool_busy());
-        };
-        let _in_flight = self.shared.metrics.call_in_flight(entry.index);
-        let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
-        let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
-            self.shared.metrics.panicked();
-            Err(Problem::internal())
-        });
-        match result.and_then(|json| success(json, ending.payload.as_ref()).map_err(|_| Problem::internal())) {
-            Ok(result) => {
-                ending.record(Outcome::Ok, None);
-                result
-            }
-            Err(problem) => ending.fail(problem),
-        }
-    }
-
-    /// Begins the span of an MCP request, if requests are traced; gives what goes on to the backend.
-    fn operation(
-        &self,
-        method: &'static str,
-        tool: Option<&'static str>,
-        trace: &RequestTrace,
-        caller: Option<&Caller>,
-        context: &RequestContext<RoleServer>,
-    ) -> (Trace, Option<Span>) {
-        let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
-        let version = context.protocol_version();
-        let operation = spans::Operation {
-            method,
-            tool,
-            protocol: version.as_ref().map(ProtocolVersion::as_str),
-            request_id: context.id.to_string(),
-            client_address: caller.map(Caller::address),
-        };
-        spans.operation(trace, &operation)
-    }
-
     /// Counts and traces a request that is answered at once.
     fn answered<T>(
         &self,
@@ -373,10 +284,8 @@ impl ToolServer {
         answer: impl FnOnce() -> Result<T, ErrorData>,
     ) -> Result<T, ErrorData> {
         let started = Instant::now();
-        let span = self.shared.spans.as_ref().and_then(|_| {
-            let (trace, caller) = origin(context);
-            self.operation(operation.method(), None, &trace, caller.as_ref(), context).1
-        });
+        let span =
+            self.shared.spans.as_ref().and_then(|_| self.operation(operation.method(), None, &Origin::of(context)).1);
         let answer = answer();
         let error = answer.as_ref().err().map(|error| error.code.0);
         if let Some(span) = span {
@@ -395,7 +304,7 @@ impl ToolServer {
         request: &CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) {
-        let (trace, caller) = origin(context);
+        let Origin { trace, caller, .. } = Origin::of(context);
         let _inside = trace.span().enter();
         let no_arguments = JsonObject::new();
         let arguments = audit::digest_of_json(request.arguments.as_ref().unwrap_or(&no_arguments));
@@ -409,175 +318,25 @@ impl ToolServer {
         });
     }
 
-    fn ending(&self, entry: &'static Entry, arguments: &JsonObject, context: &RequestContext<RoleServer>) -> Ending {
-        let (trace, caller) = origin(context);
-        let parts = context.extensions.get::<http::request::Parts>();
-        let principal = caller.as_ref().and_then(principal);
-        let tool = TOOL_NAMES.get(entry.index).copied();
-        let (onward, span) = self.operation("tools/call", tool, &trace, caller.as_ref(), context);
-        Ending {
-            shared: Arc::clone(&self.shared),
-            entry,
-            call: Arc::new(self.shared.backend.begin_call_for(onward, principal)),
-            span,
-            arguments: audit::digest_of_json(arguments),
-            decision: Decision::Allowed,
-            slot: None,
-            caller,
-            step_up: parts.and_then(|parts| parts.extensions.get::<StepUp>().cloned()),
-            payload: parts.and_then(|parts| parts.extensions.get::<Payload>().cloned()),
-            protocol: context.protocol_version(),
-            backend_declared: false,
-            trace,
-            started: Instant::now(),
-            recorded: false,
-        }
-    }
-}
-
-/// The trace of a request, and who sent it.
-fn origin(context: &RequestContext<RoleServer>) -> (RequestTrace, Option<Caller>) {
-    let parts = context.extensions.get::<http::request::Parts>();
-    let trace = parts.and_then(|parts| parts.extensions.get::<RequestTrace>().cloned());
-    let trace = trace.unwrap_or_else(|| RequestTrace::new(&http::HeaderMap::new()));
-    if let Some(traceparent) = context.meta.get_traceparent() {
-        trace.adopt(traceparent, context.meta.get_tracestate());
-    }
-    (trace, parts.and_then(|parts| parts.extensions.get::<Caller>().cloned()))
-}
-
-/// A caller as the audit names it.
-fn subject(caller: &Caller) -> Option<Subject<'_>> {
-    caller.identity().map(|identity| Subject {
-        tenant: identity.tenant(),
-        object: identity.object(),
-        app: identity.app(),
-    })
-}
-
-/// How one call ends: written to the log, the audit and the metrics exactly once, also when its future is dropped half-way.
-struct Ending {
-    shared: Arc<Shared>,
-    entry: &'static Entry,
-    protocol: Option<ProtocolVersion>,
-    /// Whether the failure, if it is one, was the backend's own answer.
-    backend_declared: bool,
-    call: Arc<Call>,
-    /// The hash of the call's arguments.
-    arguments: Digest,
-    decision: Decision,
-    /// Room for the audit event, where the call depends on it.
-    slot: Option<Slot>,
-    /// Where the call is traced, if it is.
-    span: Option<Span>,
-    caller: Option<Caller>,
-    payload: Option<Payload>,
-    step_up: Option<StepUp>,
-    trace: RequestTrace,
-    started: Instant,
-    recorded: bool,
-}
-
-impl Ending {
-    /// Records a failure and renders it for the caller: the caller gets what they can act on, the log gets the cause.
-    fn fail(mut self, problem: Problem) -> CallToolResult {
-        self.backend_declared = problem.error == ErrorCode::ServiceError && problem.details.status_code.is_some();
-        let mut problem = problem.traced(self.trace.context().trace_id());
-        if let Some(step_up) = self.step_up.as_ref().filter(|_| problem.details.claims.is_some()) {
-            step_up.demand(&Problem {
-                details: Box::new(Details { cause: None, ..(*problem.details).clone() }),
-                ..problem.clone()
-            });
-        }
-        let tell_cause = self.shared.tell_causes;
-        self.record(Outcome::Failed(problem.error), problem.details.cause.as_deref());
-        if !tell_cause {
-            problem.details.cause = None;
-        }
-        CallToolResult::error(vec![ContentBlock::text(problem.to_json())])
-    }
-
-    /// Turns the call away: nothing of it was run.
-    fn refuse(mut self, problem: Problem) -> CallToolResult {
-        self.decision = Decision::Refused;
-        self.fail(problem)
-    }
-
-    fn record(mut self, outcome: Outcome, cause: Option<&str>) {
-        self.write(outcome, cause);
-    }
-
-    fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
-        self.recorded = true;
-        let took = self.started.elapsed();
-        self.shared.metrics.tool_called(&EndedCall {
-            tool: self.entry.index,
-            protocol: self.protocol.as_ref().map_or("", ProtocolVersion::as_str),
-            outcome,
-            backend_declared: self.backend_declared,
-            took,
-            at_backend: self.call.at_backend(),
-            reads: self.entry.effect == Effect::Reads,
+    /// What rmcp answers a call with.
+    fn result(&self, ended: Ended, protocol: Option<&ProtocolVersion>) -> CallToolResult {
+        // Results are compact JSON of ours, and an object: text and structure are the same.
+        let ended = ended.and_then(|json| match serde_json::from_str::<Value>(&json) {
+            Ok(value) => Ok((json, value)),
+            Err(_) => Err(Problem::internal()),
         });
-        let duration_ms = took.as_micros() as f64 / 1_000.0;
-        let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
-        let (status, address) =
-            (self.call.status(), self.caller.as_ref().map(|caller| tracing::field::display(caller.address())));
-        let _inside = self.trace.span().enter();
-        let event = audit::Event {
-            name: audit::Name::ToolCall,
-            trace_id: self.trace.context().trace_id(),
-            caller: self.caller.as_ref().and_then(subject),
-            client_address: self.caller.as_ref().map(Caller::address),
-            tool: Some((name, &self.entry.schema_digest)),
-            arguments: Some(&self.arguments),
-            decision: self.decision,
-            outcome: outcome_word,
-            backend_status: status,
-            attempts,
-            idempotency_key: self.call.idempotency_key(),
-            took,
+        let mut result = match ended {
+            Ok((json, value)) => {
+                let mut result = CallToolResult::success(vec![ContentBlock::text(json)]);
+                result.structured_content = Some(value);
+                result
+            }
+            Err(problem) => CallToolResult::error(vec![ContentBlock::text(problem.to_json())]),
         };
-        if let Some(span) = self.span.take() {
-            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word));
+        if is_modern(protocol) {
+            result.meta = Some(self.shared.result_meta.clone());
         }
-        match self.slot.take() {
-            Some(slot) => self.shared.audit.record_in(slot, &event),
-            None => self.shared.audit.record(&event),
-        }
-        macro_rules! finished {
-            ($level:ident, $verb:literal) => {
-                $level!(
-                    gen_ai.tool.name = name,
-                    outcome = outcome_word,
-                    duration_ms,
-                    backend.attempts = attempts,
-                    backend.status_code = status,
-                    client.address = address,
-                    cause,
-                    "tool `{name}` {} after {duration_ms} ms",
-                    $verb
-                )
-            };
-        }
-        match outcome {
-            Outcome::Ok => finished!(info, "succeeded"),
-            Outcome::Cancelled => finished!(info, "was given up because its client left"),
-            Outcome::Failed(ErrorCode::ValidationError) => finished!(info, "was refused with VALIDATION_ERROR"),
-            Outcome::Failed(ErrorCode::ServiceError) => finished!(warn, "failed with SERVICE_ERROR"),
-            Outcome::Failed(ErrorCode::AuthenticationError) => finished!(warn, "failed with AUTHENTICATION_ERROR"),
-            Outcome::Failed(ErrorCode::TimeoutError) => finished!(warn, "failed with TIMEOUT_ERROR"),
-            Outcome::Failed(ErrorCode::InternalError) => finished!(error, "failed with INTERNAL_ERROR"),
-        }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if !self.recorded {
-            let stopped = self.shared.out_of_time.is_cancelled();
-            self.write(if stopped { Outcome::Failed(ErrorCode::TimeoutError) } else { Outcome::Cancelled }, None);
-        }
+        result
     }
 }
 
@@ -673,8 +432,14 @@ impl ServerHandler for ToolServer {
             let needed = entry.permission.as_str();
             return Err(ErrorData::invalid_request(format!("the caller lacks the permission `{needed}`"), None));
         }
+        let (origin, left) = (Origin::of(&context), context.ct);
+        let protocol = origin.protocol.clone();
         // rmcp moves the future of a request several times: a box keeps that cheap.
-        Ok(Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), context)).await.into())
+        let call = Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), origin));
+        match left.run_until_cancelled(call).await {
+            Some(ended) => Ok(self.result(ended, protocol.as_ref()).into()),
+            None => Err(ErrorData::internal_error("the client has left", None)),
+        }
     }
 
     async fn on_custom_request(
@@ -704,18 +469,6 @@ impl ServerHandler for ToolServer {
     unserved_methods!();
 }
 
-/// The caller, as the backend's room sees one.
-fn principal(caller: &Caller) -> Option<Principal<'_>> {
-    let identity = caller.identity()?;
-    Some(Principal {
-        tenant: identity.tenant(),
-        object: identity.object(),
-        app: identity.app(),
-        delegated: identity.is_delegated(),
-        assertion: identity.assertion(),
-    })
-}
-
 #[cfg(any(test, feature = "benches", feature = "fuzzing"))]
 fn find(name: &str) -> Option<&'static Entry> {
     TOOLS.iter().find(|entry| entry.definition.name == name)
@@ -740,74 +493,7 @@ fn is_modern(protocol: Option<&ProtocolVersion>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use serde_json::json;
-
     use super::*;
-    use crate::identity::TokenSource;
-    use crate::settings::{BackendSettings, IdentitySettings};
-
-    /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
-    fn server(max_in_flight_per_tool: usize) -> ToolServer {
-        let identity = IdentitySettings::nowhere();
-        let metrics = Arc::new(Metrics::new(&TOOL_NAMES, &crate::backend::Route::TEMPLATES));
-        let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
-        let backend = BackendSettings::new("http://127.0.0.1:1".parse().unwrap());
-        let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
-        let wiring = Wiring {
-            backend: Arc::new(backend),
-            metrics,
-            audit: Arc::default(),
-            spans: None,
-            max_in_flight_per_tool,
-            tell_causes: false,
-            out_of_time: CancellationToken::new(),
-        };
-        ToolServer::new(wiring, |_, _| true)
-    }
-
-    fn ending(server: &ToolServer, tool: usize) -> Ending {
-        let trace = RequestTrace::new(&http::HeaderMap::new());
-        Ending {
-            shared: Arc::clone(&server.shared),
-            entry: &TOOLS[tool],
-            protocol: Some(ProtocolVersion::V_2025_11_25),
-            backend_declared: false,
-            call: Arc::new(server.shared.backend.begin_call(trace.trace().clone())),
-            arguments: Digest::of(b"{}"),
-            decision: Decision::Allowed,
-            slot: None,
-            span: None,
-            caller: None,
-            payload: None,
-            step_up: None,
-            trace,
-            started: Instant::now(),
-            recorded: false,
-        }
-    }
-
-    fn error_of(result: &CallToolResult) -> Value {
-        assert_eq!((result.is_error, &result.structured_content), (Some(true), &None));
-        let text = serde_json::to_value(&result.content).unwrap();
-        serde_json::from_str(text[0]["text"].as_str().unwrap()).unwrap()
-    }
-
-    /// The tool's row of the table with something else to run.
-    fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
-        let Entry { definition, effect, permission, schema_digest, .. } = &TOOLS[tool];
-        let rules = Rules::of(&definition.input_schema);
-        Box::leak(Box::new(Entry {
-            definition: definition.clone(),
-            rules,
-            effect: *effect,
-            permission: *permission,
-            index: tool,
-            schema_digest: *schema_digest,
-            run,
-        }))
-    }
 
     #[test]
     fn the_settings_know_the_tools_and_which_of_them_write() {
@@ -819,76 +505,9 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_panic_in_any_tool_is_our_fault_says_so_at_once_and_hurts_no_other_call() {
-        const TIMES: usize = 20;
-        let server = server(TIMES * 2);
-        for (tool, name) in TOOL_NAMES.into_iter().enumerate() {
-            let panics = running(tool, |_, _, _, _| {
-                Box::pin(async {
-                    tokio::task::yield_now().await;
-                    panic!("a bug, with a secret in its message")
-                })
-            });
-            let works = running(tool, |_, _, _, _| {
-                Box::pin(async {
-                    // Still at work when the others have panicked.
-                    for _ in 0..20 {
-                        tokio::task::yield_now().await;
-                    }
-                    Ok("{}".to_owned())
-                })
-            });
-            let calls =
-                (0..TIMES * 2).map(|number| {
-                    let ending = ending(&server, tool);
-                    let trace_id = ending.trace.context().trace_id().to_string();
-                    let entry = if number % 2 == 0 { panics } else { works };
-                    let call = server.clone().execute(entry, ending, JsonObject::new());
-                    async move {
-                        (number % 2 == 0, trace_id, tokio::time::timeout(Duration::from_secs(1), call).await.unwrap())
-                    }
-                });
-            for (panicked, trace_id, result) in futures_util::future::join_all(calls).await {
-                if !panicked {
-                    assert_eq!(result.is_error, Some(false), "{name}");
-                    continue;
-                }
-                let error = error_of(&result);
-                assert_eq!(error["error"], "INTERNAL_ERROR");
-                assert_eq!(error["details"], json!({ "retryable": false, "trace_id": trace_id }));
-                assert!(!error.to_string().contains("secret"), "{error}");
-            }
-            assert_eq!(server.shared.room[tool].available_permits(), TIMES * 2);
-        }
-        let figures = server.shared.metrics.encode().unwrap();
-        assert!(figures.contains("mcp_server_panics_total 100"), "{figures}");
-        for tool in TOOL_NAMES {
-            for outcome in ["", r#",error_type="INTERNAL_ERROR""#] {
-                let ended = format!(
-                    r#"_count{{mcp_method_name="tools/call",gen_ai_tool_name="{tool}",network_transport="tcp"{outcome},mcp_protocol_version="2025-11-25"}} 20"#
-                );
-                assert!(figures.contains(&ended), "{ended}: {figures}");
-            }
-        }
-    }
-
     #[test]
     fn the_revisions_that_are_served_are_those_that_are_counted() {
         let served: Vec<_> = PROTOCOL_VERSIONS.iter().map(ProtocolVersion::as_str).collect();
         assert_eq!(served, crate::telemetry::metrics::PROTOCOL_VERSIONS);
-    }
-
-    #[tokio::test]
-    async fn a_tool_that_is_full_refuses_at_once() {
-        let server = server(1);
-        let _only_seat = server.shared.room[0].try_acquire().unwrap();
-        let result = server.clone().execute(&TOOLS[0], ending(&server, 0), JsonObject::new()).await;
-        let error = error_of(&result);
-        assert_eq!(error["error"], "SERVICE_ERROR");
-        assert_eq!(
-            (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
-            (&json!(true), &json!(1))
-        );
     }
 }

@@ -9,12 +9,12 @@ mod guard;
 pub mod health;
 pub mod healthcheck;
 mod listener;
+mod plain;
 mod problem;
 #[cfg(test)]
 mod properties;
 mod rate;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -25,13 +25,11 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use ipnet::IpNet;
-use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::sync::Semaphore;
@@ -46,11 +44,11 @@ pub use health::Health;
 pub use listener::{Lane, Limits, Listener};
 
 use crate::auth::{Caller, Refusal, StepUp};
-use crate::payload::Payload;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
+use crate::tools::ToolServer;
 use rate::RateLimit;
 
 /// Where clients find the protocol that we speak.
@@ -74,23 +72,27 @@ pub struct Web {
 }
 
 /// What the MCP endpoint needs to answer.
-struct Endpoint<S> {
-    mcp: StreamableHttpService<S, NeverSessionManager>,
+struct Endpoint {
+    /// For plain calls.
+    tools: ToolServer,
+    /// For everything else.
+    mcp: StreamableHttpService<ToolServer, NeverSessionManager>,
+    hosts: plain::Hosts,
     /// `None` lets everybody in.
     guard: Option<Arc<Guard>>,
     metrics: Arc<Metrics>,
     rate_limit: RateLimit,
     /// Room for requests at the same time.
     room: Semaphore,
-    max_request_bytes: u64,
+    max_request_bytes: usize,
     wall: Duration,
 }
 
 impl Web {
-    /// Wires the routes. `server` makes the MCP server of one request; `call_timeout` is what a tool call may take.
-    pub fn new<S: ServerHandler + Clone + Sync>(
+    /// Wires the routes. `call_timeout` is what a tool call may take.
+    pub fn new(
         settings: &WebSettings,
-        server: S,
+        tools: ToolServer,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         call_timeout: Duration,
@@ -98,12 +100,14 @@ impl Web {
     ) -> Self {
         let guard = guard.map(Arc::new);
         let endpoint = Arc::new(Endpoint {
-            mcp: StreamableHttpService::new(move || Ok(server.clone()), Arc::default(), transport(settings)),
+            tools: tools.clone(),
+            mcp: StreamableHttpService::new(move || Ok(tools.clone()), Arc::default(), transport(settings)),
+            hosts: plain::Hosts::new(settings.allowed_hosts.as_deref()),
             guard: guard.clone(),
             metrics: Arc::clone(&metrics),
             rate_limit: RateLimit::new(&settings.rate_limit),
             room: Semaphore::new(settings.max_in_flight),
-            max_request_bytes: settings.max_request_bytes as u64,
+            max_request_bytes: settings.max_request_bytes,
             // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
             wall: call_timeout + Duration::from_secs(5),
         });
@@ -257,18 +261,15 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3600))
 }
 
-/// `POST /mcp`: MCP over streamable HTTP, by rmcp.
-async fn mcp_endpoint<S: ServerHandler + Clone + Sync>(
-    State(endpoint): State<Arc<Endpoint<S>>>,
-    mut request: Request,
-) -> Response {
+/// `POST /mcp`: MCP over streamable HTTP.
+async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Request) -> Response {
     if let Some(why) = is_ambiguous(&request) {
         return problem::bad_request(why);
     }
     let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
     let caller = match guard.admit(&mut request).await {
         Ok(caller) => caller,
-        Err(refused) => return after_the_body(request, endpoint.max_request_bytes, *refused).await,
+        Err(refused) => return after_the_body(request, endpoint.max_request_bytes as u64, *refused).await,
     };
     let step_up = StepUp::default();
     request.extensions_mut().insert(step_up.clone());
@@ -307,8 +308,8 @@ async fn after_the_body(request: Request, limit: u64, mut response: Response) ->
 }
 
 /// A request whose caller may come in.
-async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut request: Request) -> Response {
-    if request.body().size_hint().lower() > endpoint.max_request_bytes {
+async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
+    if request.body().size_hint().lower() > endpoint.max_request_bytes as u64 {
         // Before the body has arrived, or a client that waits for `100 Continue` has sent it.
         return problem::body_too_large();
     }
@@ -326,11 +327,8 @@ async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut 
         return problem::overloaded("The server has as many requests as it takes at the same time.");
     };
     let _in_flight = endpoint.metrics.request_in_flight();
-    let payload = Payload::default();
-    request.extensions_mut().insert(payload.clone());
-    match tokio::time::timeout(endpoint.wall, endpoint.mcp.handle(request)).await {
-        Ok(response) if payload.waits() => filled(response, &payload).await,
-        Ok(response) => response.map(Body::new),
+    match tokio::time::timeout(endpoint.wall, speak_mcp(endpoint, request)).await {
+        Ok(response) => response,
         Err(_elapsed) => {
             let mut problem = Problem::new(
                 ErrorCode::TimeoutError,
@@ -343,14 +341,21 @@ async fn serve_mcp<S: ServerHandler + Clone + Sync>(endpoint: &Endpoint<S>, mut 
     }
 }
 
-/// The answer with the tool's result in it. rmcp has written it whole: nothing is waited for.
-async fn filled<B>(response: http::Response<B>, payload: &Payload) -> Response
-where
-    B: http_body::Body<Data = Bytes, Error = Infallible>,
-{
-    let (head, body) = response.into_parts();
-    let Ok(body) = body.collect().await;
-    Response::from_parts(head, Body::from(payload.fill(body.to_bytes())))
+/// A plain call takes the short way to its tool; every other message is rmcp's.
+async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let Some(head) = plain::head(&parts.headers, &endpoint.hosts) else {
+        return endpoint.mcp.handle(Request::from_parts(parts, body)).await.map(Body::new);
+    };
+    let body = match Limited::new(body, endpoint.max_request_bytes).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return problem::body_too_large(),
+        Err(_) => return problem::broken_off(),
+    };
+    match endpoint.tools.plain_call(head, &body, &parts.extensions) {
+        Some(call) => ([(header::CONTENT_TYPE, problem::JSON)], endpoint.tools.answer(call).await).into_response(),
+        None => endpoint.mcp.handle(Request::from_parts(parts, Full::new(body))).await.map(Body::new),
+    }
 }
 
 /// `GET /.well-known/oauth-protected-resource…`: where callers get their tokens. Asked without one.

@@ -1,4 +1,4 @@
-//! Ways in for micro-benchmarks: the arguments and the results of tools, and what is told of a failure.
+//! Ways in for micro-benchmarks: the messages, arguments and results of tools, and what is told of a failure.
 
 use super::*;
 use crate::backend::{BackendError, User};
@@ -13,6 +13,17 @@ pub(crate) fn decode(tool: &str, arguments: JsonObject) -> Result<(), Problem> {
         data::QueryData::NAME => decode::<data::QueryData>(arguments),
         _ => decode::<users::GetUserProfile>(arguments),
     }
+}
+
+/// Reads the message of a plain call.
+pub(crate) fn read_call(server: &ToolServer, body: &[u8], extensions: &http::Extensions) -> bool {
+    let head = Head { protocol: "2025-11-25", method: None, name: None };
+    server.plain_call(head, body, extensions).is_some()
+}
+
+/// Writes the response of a plain call.
+pub(crate) fn write_response(ended: &Ended) -> Vec<u8> {
+    plain::response(&rmcp::model::RequestId::Number(1), ended, None)
 }
 
 /// A user as the text of a result.

@@ -43,3 +43,17 @@ pub(crate) async fn ask(web: &Web, request: http::Request<Vec<u8>>) -> http::Res
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     http::Response::from_parts(head, body)
 }
+
+/// One request, once as it is and once with an `Accept` header that says the same in more words: for rmcp to read, whatever the
+/// request is. The answers have to be the same.
+#[allow(clippy::panic, reason = "a target fails by panicking")]
+pub(crate) async fn ask_both_ways(web: &Web, request: http::Request<Vec<u8>>) -> http::Response<Bytes> {
+    let mut in_more_words = request.clone();
+    let accept = HeaderValue::from_static("application/json;q=1, text/event-stream");
+    in_more_words.headers_mut().insert(header::ACCEPT, accept);
+    let (answer, by_rmcp) = (ask(web, request.clone()).await, ask(web, in_more_words).await);
+    let same =
+        answer.status() == by_rmcp.status() && answer.headers() == by_rmcp.headers() && answer.body() == by_rmcp.body();
+    assert!(same, "two answers to {request:?}:\n{answer:?}\n{by_rmcp:?}");
+    answer
+}

@@ -17,7 +17,8 @@ use crate::telemetry::trace::RequestTrace;
 const LONGEST_TEXT: usize = 4_096;
 const BODY_TOO_LARGE: &str =
     "The request is larger than this server reads (MAX_REQUEST_BYTES). No legal call is: shorten its texts.";
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const INCOMPLETE: &str = "The request could not be read: check its headers and that its body is complete.";
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A problem as the answer to a request. [`speak_plainly`] adds the trace id on the way out.
 pub(super) fn response(status: StatusCode, mut problem: Problem) -> Response {
@@ -48,6 +49,11 @@ pub(super) fn head_too_large() -> Response {
 /// A body that is larger than we read, by its own account or as it came.
 pub(super) fn body_too_large() -> Response {
     response(StatusCode::PAYLOAD_TOO_LARGE, Problem::new(ErrorCode::ValidationError, BODY_TOO_LARGE))
+}
+
+/// The body has not come as a whole.
+pub(super) fn broken_off() -> Response {
+    bad_request(INCOMPLETE)
 }
 
 /// There is no room now.
@@ -168,10 +174,7 @@ fn in_our_words(status: StatusCode, text: &str) -> (StatusCode, Problem) {
             ErrorCode::ValidationError,
             "The `MCP-Protocol-Version` header names no revision that this server speaks: 2025-03-26, 2025-06-18, 2025-11-25, 2026-07-28.",
         ),
-        status if status.is_client_error() => (
-            ErrorCode::ValidationError,
-            "The request could not be read: check its headers and that its body is complete.",
-        ),
+        status if status.is_client_error() => (ErrorCode::ValidationError, INCOMPLETE),
         _ => return (status, Problem::internal()),
     };
     (status, Problem::new(code, message))

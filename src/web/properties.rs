@@ -12,7 +12,104 @@ thread_local! {
     static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
 }
 
+/// A message that is nearly a plain call, or is one. The first byte is for the head, as `json_rpc` takes it.
+fn nearly_a_plain_call() -> impl Strategy<Value = Vec<u8>> {
+    const META: &str = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},"traceparent":"00-1af7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"}"#;
+    let mostly = |common: &'static str, others: &'static [&'static str]| prop_oneof![6 => Just(common), 1 => proptest::sample::select(others)];
+    let id = mostly(
+        r#""id":1"#,
+        &[
+            r#""id":"a""#,
+            r#""id":"\u0041\"\n/\u007f""#,
+            r#""id":"""#,
+            r#""id":-7"#,
+            r#""id":1.0"#,
+            r#""id":1e3"#,
+            r#""id":1.5"#,
+            r#""id":null"#,
+            r#""id":[]"#,
+            r#""id":9223372036854775807"#,
+            r#""id":9223372036854775808"#,
+            r#""id":1,"id":2"#,
+            r#""ID":1"#,
+        ],
+    );
+    let version = mostly(
+        r#""jsonrpc":"2.0""#,
+        &[
+            r#""jsonrpc":"1.0""#,
+            r#""jsonrpc":2.0"#,
+            r#""jsonrpc":"2\u002e0""#,
+            r#""more":1,"jsonrpc":"2.0""#,
+            r#""result":{}"#,
+        ],
+    );
+    let method = mostly(
+        r#""method":"tools/call""#,
+        &[r#""method":"tools\/call""#, r#""method":"tools/list""#, r#""method":"ping""#, r#""method":"tools/Call""#],
+    );
+    let name = mostly(
+        r#""name":"list_users""#,
+        &[
+            r#""name":"get_user_profile""#,
+            r#""name":"create_ticket""#,
+            r#""name":"query_data""#,
+            r#""name":"list\u005fusers""#,
+            r#""name":"LIST_USERS""#,
+            r#""name":"nothing""#,
+            r#""name":7"#,
+            r#""name":"list_users","name":"list_tickets""#,
+            r#""task":{}"#,
+        ],
+    );
+    let arguments = mostly(
+        r#""arguments":{"limit":5}"#,
+        &[
+            r#""arguments":{}"#,
+            r#""arguments":null"#,
+            r#""arguments":[]"#,
+            r#""arguments":{"user_id":"42"}"#,
+            r#""arguments":{"limit":0,"skip":-1,"more":"\u200b"}"#,
+            r#""arguments":{"limit":1,"limit":2}"#,
+            r#""arguments":{"subject":"s","description":"d","priority":"high"}"#,
+            r#""inputResponses":{}"#,
+            r#""requestState":"s""#,
+        ],
+    );
+    let meta = prop_oneof![
+        4 => Just(META),
+        4 => Just(r#""_meta":{"progressToken":3}"#),
+        1 => proptest::sample::select(&[
+            r#""_meta":{}"#,
+            r#""_meta":null"#,
+            r#""_meta":7"#,
+            r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2025-11-25"}"#,
+            r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}"#,
+            r#""_meta":{"io.modelcontextprotocol/protocolVersion":7}"#,
+            r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":7}"#,
+            r#""_meta":{"traceparent":"nonsense"}"#,
+        ]),
+    ];
+    let space = mostly("", &[" ", "\n", "\u{feff}"]);
+    (0u8..6, id, version, method, name, arguments, meta, space, 0u8..40).prop_map(
+        |(head, id, version, method, name, arguments, meta, space, break_at)| {
+            let mut message = format!(
+                "{space}{{{version},{id},{space}{method},\"params\":{{{name},{arguments},{meta}}}{space}}}{space}"
+            );
+            if break_at == 0 {
+                message.pop();
+            }
+            [&[head], message.as_bytes()].concat()
+        },
+    )
+}
+
 proptest! {
+    #[test]
+    fn the_short_way_of_a_plain_call_answers_as_rmcp_does(message in nearly_a_plain_call()) {
+        crate::fuzzing::json_rpc(&message);
+    }
+
     #[test]
     fn an_origin_gets_the_port_that_browsers_leave_out_and_keeps_every_other(
         scheme in "(http|https)", host in "([a-z][a-z0-9-]{0,10}(\\.[a-z]{2,5}){0,2}|127\\.0\\.0\\.1|\\[::1\\]|\\[2001:db8::17\\])",

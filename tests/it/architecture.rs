@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
-    ("web", &["auth", "payload", "problem", "settings", "telemetry"]),
-    ("tools", &["auth", "backend", "payload", "problem", "telemetry"]),
+    ("web", &["auth", "problem", "settings", "telemetry", "tools"]),
+    ("tools", &["auth", "backend", "problem", "telemetry"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings"]),
     ("backend", &["identity", "settings", "telemetry"]),
@@ -16,7 +16,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["settings"]),
     ("settings", &[]),
     ("telemetry", &["problem", "settings"]),
-    ("payload", &[]),
     ("problem", &["telemetry"]),
 ];
 
@@ -27,6 +26,7 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     ("check", "auth", &["inspect"]),
     ("auth", "problem", &["Problem"]),
     ("tools", "auth", &["Caller", "Permission", "StepUp"]),
+    ("web", "tools", &["Head", "ToolServer"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "TraceSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),

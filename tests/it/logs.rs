@@ -115,7 +115,7 @@ async fn every_line_is_an_object_and_every_call_has_one_whatever_its_end_and_the
             let line = ended.iter().find(|line| line["trace_id"] == **trace_id);
             let line = line.unwrap_or_else(|| panic!("no line for {outcome} with {trace_id} in {ended:#?}"));
             assert_eq!(line["outcome"], *outcome, "{line}");
-            assert_eq!(line["logger"], "mcp_server::tools", "{line}");
+            assert_eq!(line["logger"], "mcp_server::tools::call", "{line}");
             assert!(line["gen_ai.tool.name"].is_string() && line["duration_ms"].is_number(), "{line}");
             assert!(line["backend.attempts"].is_u64(), "{line}");
         }
@@ -223,7 +223,10 @@ async fn a_signal_takes_the_level_to_debug_and_back_while_calls_go_on() {
         log.iter().filter(|line| line["logger"] == logger && line["level"] == level).count()
     };
     // Of three calls one was made while the level was raised; the audit has all three.
-    assert_eq!((of("mcp_server::tools", "INFO"), of("mcp_server::backend", "DEBUG"), of("audit", "INFO")), (1, 1, 3));
+    assert_eq!(
+        (of("mcp_server::tools::call", "INFO"), of("mcp_server::backend", "DEBUG"), of("audit", "INFO")),
+        (1, 1, 3)
+    );
 }
 
 #[tokio::test]
@@ -238,7 +241,7 @@ async fn nothing_is_lost_at_the_end_of_a_busy_server() {
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().status() == 200));
     let finished = server.ended().await;
     assert_eq!(finished.code, Some(0));
-    for logger in ["mcp_server::tools", "audit"] {
+    for logger in ["mcp_server::tools::call", "audit"] {
         let lines = finished.log().iter().filter(|line| line["logger"] == logger).count();
         assert_eq!(lines, 400, "{logger}");
     }

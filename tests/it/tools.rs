@@ -4,7 +4,7 @@ use mcp_server::demo::backend::RecordedRequest;
 use mcp_server::demo::fault::FaultRule;
 use serde_json::{Value, json};
 
-use crate::support::calls::{TRACE_ID, is_uuid};
+use crate::support::calls::{TRACE_ID, TRACEPARENT, is_uuid};
 use crate::support::{Era, TestApp};
 
 const DESCRIPTION: &str = "It does not start any more.";
@@ -554,4 +554,45 @@ async fn an_answer_to_nonsense_stays_short() {
     let error = app.call(Era::Modern, "list_users", nonsense.into()).await.error();
     assert_eq!(error["details"]["fields"].as_object().unwrap().len(), 8);
     assert!(error.to_string().len() < 4_096 && !error.to_string().contains("\\u001b"), "{error}");
+}
+
+/// A plain call goes past rmcp; one whose `Accept` says the same in two lines does not, and nobody can tell them apart.
+#[tokio::test]
+async fn the_short_way_of_a_plain_call_and_rmcps_give_the_same_answers_traces_and_figures() {
+    let app = TestApp::spawn().await;
+    app.stand_ins.backend.set_fault([FaultRule::status(418).on("GET /tickets")]);
+    let ended = |era: Era, outcome: &str| {
+        let version = era.version();
+        let labels = r#"mcp_method_name="tools/call",gen_ai_tool_name="list_tickets",network_transport="tcp""#;
+        format!(r#"mcp_server_operation_duration_seconds_count{{{labels}{outcome},mcp_protocol_version="{version}"}}"#)
+    };
+    for era in Era::ALL {
+        for (tool, arguments) in [
+            ("get_user_profile", json!({ "user_id": "42", "include_details": true })),
+            ("get_user_profile", json!({ "user_id": "nobody" })),
+            ("list_users", json!({ "limit": 3 })),
+            ("query_data", json!({ "dataset": "sales", "filters": { "region": "EMEA" } })),
+            ("query_data", json!({ "dataset": "\u{0}\"\\" })),
+            ("list_tickets", json!({})),
+            ("create_ticket", json!({ "title": "" })),
+        ] {
+            let params = json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": "p" } });
+            let mut answers = Vec::new();
+            for accept in [None, Some("application/json;q=0.5")] {
+                app.stand_ins.backend.forget_requests();
+                let mut request = app.request(era, "tools/call", params.clone()).header("traceparent", TRACEPARENT);
+                if let Some(accept) = accept {
+                    request = request.header("accept", accept);
+                }
+                let response = request.send().await.unwrap();
+                let (status, mut head) = (response.status(), response.headers().clone());
+                head.remove("date");
+                let targets: Vec<_> = app.backend_requests().into_iter().map(|request| request.target).collect();
+                let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+                answers.push((status, head, body, targets));
+            }
+            assert_eq!(answers[0], answers[1], "{era:?} {tool}");
+        }
+        assert_eq!(app.metric(&ended(era, r#",error_type="SERVICE_ERROR""#)).await, 2.0);
+    }
 }

@@ -1,0 +1,435 @@
+//! The one way of every call through its tool, whoever decoded it; and how it ends.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use rmcp::RoleServer;
+use rmcp::model::{JsonObject, MetaObject, ProtocolVersion, RequestId};
+use rmcp::service::RequestContext;
+use tracing::{Instrument as _, error, info, warn};
+
+use super::error::{out_of_time, tool_busy, unaudited};
+use super::{Effect, Entry, Shared, TOOL_NAMES, ToolServer};
+use crate::auth::{Caller, StepUp};
+use crate::backend::{Call, Principal};
+use crate::problem::{Details, ErrorCode, Problem};
+use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
+use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
+use crate::telemetry::spans::{self, Span};
+use crate::telemetry::trace::{RequestTrace, Trace};
+
+/// How a call ended: its result as compact JSON, or what its caller is told instead.
+pub(super) type Ended = Result<String, Problem>;
+
+/// Where an MCP request comes from, and how it is spoken.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) trace: RequestTrace,
+    pub(super) caller: Option<Caller>,
+    pub(super) request_id: RequestId,
+    pub(super) protocol: Option<ProtocolVersion>,
+    step_up: Option<StepUp>,
+}
+
+impl Origin {
+    /// What the HTTP side has left for us in the request's extensions, and `params._meta` says.
+    pub(super) fn new(
+        extensions: &http::Extensions,
+        meta: Option<&MetaObject>,
+        request_id: RequestId,
+        protocol: Option<ProtocolVersion>,
+    ) -> Self {
+        let trace = extensions.get::<RequestTrace>().cloned();
+        let trace = trace.unwrap_or_else(|| RequestTrace::new(&http::HeaderMap::new()));
+        if let Some((traceparent, meta)) = meta.and_then(|meta| Some((meta.get_traceparent()?, meta))) {
+            trace.adopt(traceparent, meta.get_tracestate());
+        }
+        let (caller, step_up) = (extensions.get::<Caller>().cloned(), extensions.get::<StepUp>().cloned());
+        Self { trace, caller, request_id, protocol, step_up }
+    }
+
+    /// The same of a request that rmcp has decoded.
+    pub(super) fn of(context: &RequestContext<RoleServer>) -> Self {
+        let (id, protocol) = (context.id.clone(), context.protocol_version());
+        match context.extensions.get::<http::request::Parts>() {
+            Some(parts) => Self::new(&parts.extensions, Some(&context.meta), id, protocol),
+            None => Self::new(&http::Extensions::new(), Some(&context.meta), id, protocol),
+        }
+    }
+
+    pub(super) fn protocol(&self) -> &str {
+        self.protocol.as_ref().map_or("", ProtocolVersion::as_str)
+    }
+}
+
+impl ToolServer {
+    /// Runs a call until it ends, or the server has to stop. A caller who leaves drops it.
+    pub(super) async fn finish(&self, entry: &'static Entry, arguments: JsonObject, origin: Origin) -> Ended {
+        let trace = origin.trace.clone();
+        let ending = self.ending(entry, &arguments, origin);
+        let call = self.clone().execute(entry, ending, arguments).instrument(trace.span().clone());
+        let ended = match entry.effect {
+            Effect::Reads => tokio::select! {
+                biased;
+                ended = call => Some(ended),
+                // Dropping the call drops its backend request; its ending is written all the same.
+                () = self.shared.out_of_time.cancelled() => None,
+            },
+            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
+            Effect::Adds => {
+                let task = tokio::spawn(call);
+                tokio::select! {
+                    biased;
+                    ended = task => ended.ok(),
+                    () = self.shared.out_of_time.cancelled() => None,
+                }
+            }
+        };
+        ended.unwrap_or_else(|| Err(out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id())))
+    }
+
+    /// Runs one call to its end and writes down how it ended, whatever the end is.
+    async fn execute(self, entry: &'static Entry, mut ending: Ending, arguments: JsonObject) -> Ended {
+        let Ok(slot) = self.shared.audit.admit() else { return Err(ending.refuse(unaudited())) };
+        ending.slot = Some(slot);
+        let Some(room) = self.shared.room.get(entry.index) else { return Err(ending.fail(Problem::internal())) };
+        let Ok(_room) = room.try_acquire() else {
+            self.shared.metrics.shed(Shed::Tool);
+            return Err(ending.refuse(tool_busy()));
+        };
+        let _in_flight = self.shared.metrics.call_in_flight(entry.index);
+        let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
+        let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
+            self.shared.metrics.panicked();
+            Err(Problem::internal())
+        });
+        match result {
+            Ok(json) => {
+                ending.record(Outcome::Ok, None);
+                Ok(json)
+            }
+            Err(problem) => Err(ending.fail(problem)),
+        }
+    }
+
+    /// Begins the span of an MCP request, if requests are traced; gives what goes on to the backend.
+    pub(super) fn operation(
+        &self,
+        method: &'static str,
+        tool: Option<&'static str>,
+        origin: &Origin,
+    ) -> (Trace, Option<Span>) {
+        let trace = &origin.trace;
+        let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
+        let operation = spans::Operation {
+            method,
+            tool,
+            protocol: origin.protocol.as_ref().map(ProtocolVersion::as_str),
+            request_id: origin.request_id.to_string(),
+            client_address: origin.caller.as_ref().map(Caller::address),
+        };
+        spans.operation(trace, &operation)
+    }
+
+    fn ending(&self, entry: &'static Entry, arguments: &JsonObject, origin: Origin) -> Ending {
+        let tool = TOOL_NAMES.get(entry.index).copied();
+        let (onward, span) = self.operation("tools/call", tool, &origin);
+        let principal = origin.caller.as_ref().and_then(principal);
+        Ending {
+            shared: Arc::clone(&self.shared),
+            entry,
+            call: Arc::new(self.shared.backend.begin_call_for(onward, principal)),
+            span,
+            arguments: audit::digest_of_json(arguments),
+            decision: Decision::Allowed,
+            slot: None,
+            backend_declared: false,
+            origin,
+            started: Instant::now(),
+            recorded: false,
+        }
+    }
+}
+
+/// A caller as the audit names it.
+pub(super) fn subject(caller: &Caller) -> Option<Subject<'_>> {
+    caller.identity().map(|identity| Subject {
+        tenant: identity.tenant(),
+        object: identity.object(),
+        app: identity.app(),
+    })
+}
+
+/// The caller, as the backend's room sees one.
+fn principal(caller: &Caller) -> Option<Principal<'_>> {
+    let identity = caller.identity()?;
+    Some(Principal {
+        tenant: identity.tenant(),
+        object: identity.object(),
+        app: identity.app(),
+        delegated: identity.is_delegated(),
+        assertion: identity.assertion(),
+    })
+}
+
+/// How one call ends: written to the log, the audit and the metrics exactly once, also when its future is dropped half-way.
+struct Ending {
+    shared: Arc<Shared>,
+    entry: &'static Entry,
+    origin: Origin,
+    /// Whether the failure, if it is one, was the backend's own answer.
+    backend_declared: bool,
+    call: Arc<Call>,
+    /// The hash of the call's arguments.
+    arguments: Digest,
+    decision: Decision,
+    /// Room for the audit event, where the call depends on it.
+    slot: Option<Slot>,
+    /// Where the call is traced, if it is.
+    span: Option<Span>,
+    started: Instant,
+    recorded: bool,
+}
+
+impl Ending {
+    /// Records a failure and gives what is told of it: the caller gets what they can act on, the log gets the cause.
+    fn fail(mut self, problem: Problem) -> Problem {
+        self.backend_declared = problem.error == ErrorCode::ServiceError && problem.details.status_code.is_some();
+        let mut problem = problem.traced(self.origin.trace.context().trace_id());
+        if let Some(step_up) = self.origin.step_up.as_ref().filter(|_| problem.details.claims.is_some()) {
+            step_up.demand(&Problem {
+                details: Box::new(Details { cause: None, ..(*problem.details).clone() }),
+                ..problem.clone()
+            });
+        }
+        let tell_cause = self.shared.tell_causes;
+        self.record(Outcome::Failed(problem.error), problem.details.cause.as_deref());
+        if !tell_cause {
+            problem.details.cause = None;
+        }
+        problem
+    }
+
+    /// Turns the call away: nothing of it was run.
+    fn refuse(mut self, problem: Problem) -> Problem {
+        self.decision = Decision::Refused;
+        self.fail(problem)
+    }
+
+    fn record(mut self, outcome: Outcome, cause: Option<&str>) {
+        self.write(outcome, cause);
+    }
+
+    fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
+        self.recorded = true;
+        let took = self.started.elapsed();
+        self.shared.metrics.tool_called(&EndedCall {
+            tool: self.entry.index,
+            protocol: self.origin.protocol(),
+            outcome,
+            backend_declared: self.backend_declared,
+            took,
+            at_backend: self.call.at_backend(),
+            reads: self.entry.effect == Effect::Reads,
+        });
+        let duration_ms = took.as_micros() as f64 / 1_000.0;
+        let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
+        let (status, address) =
+            (self.call.status(), self.origin.caller.as_ref().map(|caller| tracing::field::display(caller.address())));
+        let _inside = self.origin.trace.span().enter();
+        let event = audit::Event {
+            name: audit::Name::ToolCall,
+            trace_id: self.origin.trace.context().trace_id(),
+            caller: self.origin.caller.as_ref().and_then(subject),
+            client_address: self.origin.caller.as_ref().map(Caller::address),
+            tool: Some((name, &self.entry.schema_digest)),
+            arguments: Some(&self.arguments),
+            decision: self.decision,
+            outcome: outcome_word,
+            backend_status: status,
+            attempts,
+            idempotency_key: self.call.idempotency_key(),
+            took,
+        };
+        if let Some(span) = self.span.take() {
+            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word));
+        }
+        match self.slot.take() {
+            Some(slot) => self.shared.audit.record_in(slot, &event),
+            None => self.shared.audit.record(&event),
+        }
+        macro_rules! finished {
+            ($level:ident, $verb:literal) => {
+                $level!(
+                    gen_ai.tool.name = name,
+                    outcome = outcome_word,
+                    duration_ms,
+                    backend.attempts = attempts,
+                    backend.status_code = status,
+                    client.address = address,
+                    cause,
+                    "tool `{name}` {} after {duration_ms} ms",
+                    $verb
+                )
+            };
+        }
+        match outcome {
+            Outcome::Ok => finished!(info, "succeeded"),
+            Outcome::Cancelled => finished!(info, "was given up because its client left"),
+            Outcome::Failed(ErrorCode::ValidationError) => finished!(info, "was refused with VALIDATION_ERROR"),
+            Outcome::Failed(ErrorCode::ServiceError) => finished!(warn, "failed with SERVICE_ERROR"),
+            Outcome::Failed(ErrorCode::AuthenticationError) => finished!(warn, "failed with AUTHENTICATION_ERROR"),
+            Outcome::Failed(ErrorCode::TimeoutError) => finished!(warn, "failed with TIMEOUT_ERROR"),
+            Outcome::Failed(ErrorCode::InternalError) => finished!(error, "failed with INTERNAL_ERROR"),
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.recorded {
+            let stopped = self.shared.out_of_time.is_cancelled();
+            self.write(if stopped { Outcome::Failed(ErrorCode::TimeoutError) } else { Outcome::Cancelled }, None);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::backend::BackendClient;
+    use crate::identity::TokenSource;
+    use crate::settings::{BackendSettings, IdentitySettings};
+    use crate::telemetry::metrics::Metrics;
+    use crate::tools::{Rules, Running, TOOLS, Wiring};
+
+    /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
+    pub(in crate::tools) fn server(max_in_flight_per_tool: usize) -> ToolServer {
+        let identity = IdentitySettings::nowhere();
+        let metrics = Arc::new(Metrics::new(&TOOL_NAMES, &crate::backend::Route::TEMPLATES));
+        let identity = TokenSource::start(&identity, Duration::from_secs(1)).unwrap();
+        let backend = BackendSettings::new("http://127.0.0.1:1".parse().unwrap());
+        let backend = BackendClient::new(&backend, identity, Arc::clone(&metrics)).unwrap();
+        let wiring = Wiring {
+            backend: Arc::new(backend),
+            metrics,
+            audit: Arc::default(),
+            spans: None,
+            max_in_flight_per_tool,
+            tell_causes: false,
+            out_of_time: CancellationToken::new(),
+        };
+        ToolServer::new(wiring, |_, _| true)
+    }
+
+    fn ending(server: &ToolServer, tool: usize) -> Ending {
+        let origin =
+            Origin::new(&http::Extensions::new(), None, RequestId::Number(1), Some(ProtocolVersion::V_2025_11_25));
+        Ending {
+            shared: Arc::clone(&server.shared),
+            entry: &TOOLS[tool],
+            backend_declared: false,
+            call: Arc::new(server.shared.backend.begin_call(origin.trace.trace().clone())),
+            arguments: Digest::of(b"{}"),
+            decision: Decision::Allowed,
+            slot: None,
+            span: None,
+            origin,
+            started: Instant::now(),
+            recorded: false,
+        }
+    }
+
+    fn error_of(ended: Ended) -> Value {
+        serde_json::from_str(&ended.unwrap_err().to_json()).unwrap()
+    }
+
+    /// The tool's row of the table with something else to run.
+    fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
+        let Entry { definition, effect, permission, schema_digest, .. } = &TOOLS[tool];
+        let rules = Rules::of(&definition.input_schema);
+        Box::leak(Box::new(Entry {
+            definition: definition.clone(),
+            rules,
+            effect: *effect,
+            permission: *permission,
+            index: tool,
+            schema_digest: *schema_digest,
+            run,
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_any_tool_is_our_fault_says_so_at_once_and_hurts_no_other_call() {
+        const TIMES: usize = 20;
+        let server = server(TIMES * 2);
+        for (tool, name) in TOOL_NAMES.into_iter().enumerate() {
+            let panics = running(tool, |_, _, _, _| {
+                Box::pin(async {
+                    tokio::task::yield_now().await;
+                    panic!("a bug, with a secret in its message")
+                })
+            });
+            let works = running(tool, |_, _, _, _| {
+                Box::pin(async {
+                    // Still at work when the others have panicked.
+                    for _ in 0..20 {
+                        tokio::task::yield_now().await;
+                    }
+                    Ok("{}".to_owned())
+                })
+            });
+            let calls =
+                (0..TIMES * 2).map(|number| {
+                    let ending = ending(&server, tool);
+                    let trace_id = ending.origin.trace.context().trace_id().to_string();
+                    let entry = if number % 2 == 0 { panics } else { works };
+                    let call = server.clone().execute(entry, ending, JsonObject::new());
+                    async move {
+                        (number % 2 == 0, trace_id, tokio::time::timeout(Duration::from_secs(1), call).await.unwrap())
+                    }
+                });
+            for (panicked, trace_id, result) in futures_util::future::join_all(calls).await {
+                if !panicked {
+                    assert!(result.is_ok(), "{name}");
+                    continue;
+                }
+                let error = error_of(result);
+                assert_eq!(error["error"], "INTERNAL_ERROR");
+                assert_eq!(error["details"], json!({ "retryable": false, "trace_id": trace_id }));
+                assert!(!error.to_string().contains("secret"), "{error}");
+            }
+            assert_eq!(server.shared.room[tool].available_permits(), TIMES * 2);
+        }
+        let figures = server.shared.metrics.encode().unwrap();
+        assert!(figures.contains("mcp_server_panics_total 100"), "{figures}");
+        for tool in TOOL_NAMES {
+            for outcome in ["", r#",error_type="INTERNAL_ERROR""#] {
+                let ended = format!(
+                    r#"_count{{mcp_method_name="tools/call",gen_ai_tool_name="{tool}",network_transport="tcp"{outcome},mcp_protocol_version="2025-11-25"}} 20"#
+                );
+                assert!(figures.contains(&ended), "{ended}: {figures}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_is_full_refuses_at_once() {
+        let server = server(1);
+        let _only_seat = server.shared.room[0].try_acquire().unwrap();
+        let result = server.clone().execute(&TOOLS[0], ending(&server, 0), JsonObject::new()).await;
+        let error = error_of(result);
+        assert_eq!(error["error"], "SERVICE_ERROR");
+        assert_eq!(
+            (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
+            (&json!(true), &json!(1))
+        );
+    }
+}
