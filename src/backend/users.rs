@@ -1,9 +1,12 @@
 //! Users, as the backend sends them.
 
 use schemars::JsonSchema;
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::data::rows;
 use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
 /// A person known to the backend. Fields that it adds are dropped here.
@@ -18,9 +21,15 @@ pub struct User {
     /// When the account was made, RFC 3339.
     pub created_at: String,
     /// Whatever else the backend knows of the user; only when asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "compact")]
     #[schemars(with = "Map<String, Value>")]
-    pub details: Option<Map<String, Value>>,
+    pub details: Option<Box<RawValue>>,
+}
+
+/// An object that nobody looks into: it stays text, and never becomes a tree.
+fn compact<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    let Some(json) = Option::<&RawValue>::deserialize(input)? else { return Ok(None) };
+    rows::object(json.get()).and_then(RawValue::from_string).map(Some).map_err(D::Error::custom)
 }
 
 /// A page of users.

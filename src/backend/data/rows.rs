@@ -38,6 +38,17 @@ fn read_slowly(body: &[u8]) -> Result<QueryRows, serde_json::Error> {
     Ok(QueryRows { count: answer.data.len(), json: serde_json::to_string(&answer.data)? })
 }
 
+/// One object, written the same way.
+pub(in crate::backend) fn object(json: &str) -> Result<String, serde_json::Error> {
+    let mut rows = Rows { out: Vec::with_capacity(json.len()), ..Rows::default() };
+    let read = Row(&mut rows).deserialize(&mut serde_json::Deserializer::from_str(json));
+    if rows.repeated {
+        return serde_json::to_string(&serde_json::from_str::<Map<String, Value>>(json)?);
+    }
+    read?;
+    String::from_utf8(rows.out).map_err(serde_json::Error::custom)
+}
+
 #[derive(Default)]
 struct Rows {
     out: Vec<u8>,
@@ -327,6 +338,19 @@ mod tests {
             (r#"{"data":[{"a":1,"a":2},1]}"#, None),
         ] {
             assert_eq!(rows(body), expected.map(|(count, json)| (count, json.to_owned())), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_object_by_itself_is_written_the_same_way() {
+        for (json, expected) in [
+            (r#"{ "z" : 1.50 , "a" : [ { } ] }"#, Some(r#"{"z":1.5,"a":[{}]}"#)),
+            (r#"{"a":1,"b":{"c":1,"c":2},"a":3}"#, Some(r#"{"a":3,"b":{"c":2}}"#)),
+            ("[]", None),
+            ("null", None),
+            (r#"{"a":1,"a":1e999}"#, None),
+        ] {
+            assert_eq!(super::object(json).ok().as_deref(), expected, "{json}");
         }
     }
 
