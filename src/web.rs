@@ -26,9 +26,10 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ipnet::IpNet;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -345,7 +346,7 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
 async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Some(head) = plain::head(&parts.headers, &endpoint.hosts) else {
-        return endpoint.mcp.handle(Request::from_parts(parts, body)).await.map(Body::new);
+        return by_rmcp(endpoint, Request::from_parts(parts, body)).await;
     };
     let body = match Limited::new(body, endpoint.max_request_bytes).collect().await {
         Ok(body) => body.to_bytes(),
@@ -354,8 +355,13 @@ async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
     };
     match endpoint.tools.plain_call(head, &body, &parts.extensions) {
         Some(call) => ([(header::CONTENT_TYPE, problem::JSON)], endpoint.tools.answer(call).await).into_response(),
-        None => endpoint.mcp.handle(Request::from_parts(parts, Full::new(body))).await.map(Body::new),
+        None => by_rmcp(endpoint, Request::from_parts(parts, body.into())).await,
     }
+}
+
+/// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them.
+fn by_rmcp(endpoint: &Endpoint, request: Request) -> BoxFuture<'_, Response> {
+    Box::pin(async { endpoint.mcp.handle(request).await.map(Body::new) })
 }
 
 /// `GET /.well-known/oauth-protected-resource…`: where callers get their tokens. Asked without one.

@@ -10,6 +10,8 @@ use crate::tools::Head;
 
 const MCP_METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const MCP_NAME: HeaderName = HeaderName::from_static("mcp-name");
+/// As nearly all clients write it.
+const ACCEPT: &str = "application/json, text/event-stream";
 /// How the headers begin in which 2026-07-28 lets gateways see arguments. No tool of ours has any.
 const MCP_PARAM: &str = "mcp-param-";
 
@@ -59,6 +61,9 @@ fn is_json(content_type: &str) -> bool {
 /// Whether the client takes both kinds of answers, and says so without weights and parameters.
 fn accepts_both(headers: &HeaderMap) -> bool {
     let Some(accept) = once(headers, &header::ACCEPT) else { return false };
+    if accept == ACCEPT {
+        return true;
+    }
     let names = |kind: &str| accept.split(',').any(|accepted| accepted.trim().eq_ignore_ascii_case(kind));
     !accept.contains([';', '"']) && names("application/json") && names("text/event-stream")
 }
