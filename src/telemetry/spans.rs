@@ -2,28 +2,26 @@
 //!
 //! Names and attributes are those of the OpenTelemetry semantic conventions for MCP (status: development, as of November 2026) and
 //! for HTTP clients. Arguments and results are in none of them, and neither are paths with ids in them. Nothing of this exists
-//! unless an endpoint is set; then a span that is sampled costs its attributes and a place in a bounded queue, and no call ever
-//! waits for the collector.
+//! unless an endpoint is set; then a span that is sampled is written as it will be sent and copied into a bounded queue, and no call
+//! ever waits for the collector.
 
 mod export;
+mod queue;
+mod wire;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceState};
-use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
-use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _, SpanData};
-use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::trace::{RequestTrace, Trace, TraceContext};
-use crate::settings::{RootSampler, TraceSettings};
-use export::{Exporter, Message};
+use crate::settings::{RootSampler, Sampling, TraceSettings};
+use export::Exporter;
+use queue::Queue;
+use wire::{Kind, Message};
 
 /// The names of the conventions, in one place because they still move.
 mod names {
@@ -56,10 +54,15 @@ const LONGEST_REQUEST_ID: usize = 64;
 pub struct Spans(Arc<Shared>);
 
 struct Shared {
-    sampler: Sampler,
-    scope: InstrumentationScope,
-    queue: mpsc::Sender<Message>,
+    sampling: Sampling,
+    queue: Arc<Queue>,
     counts: Arc<Counts>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 /// What became of spans, since the start.
@@ -84,19 +87,12 @@ impl Spans {
     ///
     /// When the platform's TLS cannot be set up.
     pub fn start(settings: &TraceSettings) -> Result<Self, reqwest::Error> {
-        let (queue, messages) = mpsc::channel(settings.max_queue);
+        let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay));
         let counts = Arc::new(Counts::default());
         let exporter = Exporter::new(settings, Arc::clone(&counts))?;
-        tokio::spawn(exporter.run(messages));
+        tokio::spawn(exporter.run(Arc::clone(&queue)));
         info!("traces are exported to {}", settings.endpoint);
-        let root = match settings.sampling.root {
-            RootSampler::All => Sampler::AlwaysOn,
-            RootSampler::None => Sampler::AlwaysOff,
-            RootSampler::Share(share) => Sampler::TraceIdRatioBased(share),
-        };
-        let sampler = if settings.sampling.parent_based { Sampler::ParentBased(Box::new(root)) } else { root };
-        let scope = InstrumentationScope::builder("mcp-server").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Self(Arc::new(Shared { sampler, scope, queue, counts })))
+        Ok(Self(Arc::new(Shared { sampling: settings.sampling, queue, counts })))
     }
 
     /// Begins the span of an MCP request. Gives the trace that goes on to the backend, which names this span as the parent; and
@@ -104,67 +100,43 @@ impl Spans {
     pub fn operation(&self, request: &RequestTrace, operation: &Operation<'_>) -> (Trace, Option<Span>) {
         let Trace { context, state, .. } = request.trace().clone();
         let parent = request.parent();
-        let name = match operation.tool {
-            Some(tool) => Cow::Owned(format!("{} {tool}", operation.method)),
-            None => Cow::Borrowed(operation.method),
-        };
-        let remote = parent.map(|parent| Context::new().with_remote_span_context(parent.span_context(true)));
-        let trace_id = context.otel_trace_id();
-        let decision =
-            self.0.sampler.should_sample(remote.as_ref(), trace_id, &name, &SpanKind::Server, &[], &[]).decision;
-        let sampled = decision == SamplingDecision::RecordAndSample;
+        let sampled = samples(self.0.sampling, parent.map(|parent| parent.context), context);
         let ours = Trace { context: context.child().sampled_as(sampled), state, spans: sampled.then(|| self.clone()) };
         if !sampled {
             return (ours, None);
         }
-        let mut span = self.begin(&ours, ours.context, parent.map(|parent| parent.context), SpanKind::Server, name);
-        if let Some(data) = &mut span.data {
-            data.parent_span_is_remote = parent.is_some();
-            data.links.links.extend(request.link().map(|link| Link::with_context(link.span_context(true))));
+        let mut span = self.begin(Kind::Server, &ours, parent.map(|parent| (parent, true)));
+        match operation.tool {
+            Some(tool) => span.message.name(&[operation.method, " ", tool]),
+            None => span.message.name(&[operation.method]),
         }
-        operation.describe(&mut span);
+        if let Some(link) = request.link() {
+            span.message.link(link);
+        }
+        operation.describe(&mut span.message);
         (ours, Some(span))
     }
 
     /// Begins the span of one attempt at the backend.
     fn attempt(&self, parent: &Trace, context: TraceContext, attempt: &Attempt<'_>) -> Span {
-        let name = Cow::Owned(format!("{} {}", attempt.method, attempt.template));
-        let mut span = self.begin(parent, context, Some(parent.context), SpanKind::Client, name);
-        span.set(names::HTTP_METHOD, attempt.method);
-        span.set(names::URL_TEMPLATE, attempt.template);
-        span.set(names::SERVER_ADDRESS, attempt.address.to_owned());
-        span.set(names::SERVER_PORT, i64::from(attempt.port));
+        let ours = Trace { context, ..parent.clone() };
+        let mut span = self.begin(Kind::Client, &ours, Some((parent, false)));
+        let message = &mut span.message;
+        message.name(&[attempt.method, " ", attempt.template]);
+        message.text(names::HTTP_METHOD, attempt.method);
+        message.text(names::URL_TEMPLATE, attempt.template);
+        message.text(names::SERVER_ADDRESS, attempt.address);
+        message.integer(names::SERVER_PORT, attempt.port.into());
         if attempt.resends > 0 {
-            span.set(names::RESENDS, i64::from(attempt.resends));
+            message.integer(names::RESENDS, attempt.resends);
         }
         span
     }
 
-    fn begin(
-        &self,
-        trace: &Trace,
-        context: TraceContext,
-        parent: Option<TraceContext>,
-        span_kind: SpanKind,
-        name: Cow<'static, str>,
-    ) -> Span {
-        let now = SystemTime::now();
-        let data = SpanData {
-            span_context: Trace { context, ..trace.clone() }.span_context(false),
-            parent_span_id: parent.map_or(SpanId::INVALID, TraceContext::otel_span_id),
-            parent_span_is_remote: false,
-            span_kind,
-            name,
-            start_time: now,
-            end_time: now,
-            attributes: Vec::with_capacity(12),
-            dropped_attributes_count: 0,
-            events: Default::default(),
-            links: Default::default(),
-            status: Status::Unset,
-            instrumentation_scope: self.0.scope.clone(),
-        };
-        Span { spans: self.clone(), data: Some(Box::new(data)), started: Instant::now(), ended: false }
+    fn begin(&self, kind: Kind, ours: &Trace, parent: Option<(&Trace, bool)>) -> Span {
+        let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let message = Message::span(kind, ours, parent, start);
+        Span { spans: self.clone(), message, start, started: Instant::now(), ended: false }
     }
 
     /// Spans that were not sent because the collector was too slow, or not there.
@@ -179,12 +151,7 @@ impl Spans {
 
     /// Sends what is left, if that is done in time.
     pub async fn flush(&self, patience: Duration) {
-        let (done, flushed) = oneshot::channel();
-        let flushing = async {
-            self.0.queue.send(Message::Flush(done)).await.ok()?;
-            flushed.await.ok()
-        };
-        let in_time = tokio::time::timeout(patience, flushing).await.is_ok();
+        let in_time = tokio::time::timeout(patience, self.0.queue.flush()).await.is_ok();
         let missing = self.0.counts.ended.load(Relaxed).saturating_sub(self.exported());
         if !in_time || missing > 0 {
             warn!("{missing} spans did not reach the collector");
@@ -208,21 +175,23 @@ pub struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    fn describe(&self, span: &mut Span) {
-        span.set(names::METHOD, self.method);
+    fn describe(&self, span: &mut Message) {
+        span.text(names::METHOD, self.method);
         if let Some(tool) = self.tool {
-            span.set(names::TOOL, tool);
-            span.set(names::OPERATION, "execute_tool");
+            span.text(names::TOOL, tool);
+            span.text(names::OPERATION, "execute_tool");
         }
-        span.set(names::REQUEST_ID, self.request_id.chars().take(LONGEST_REQUEST_ID).collect::<String>());
+        let request_id = self.request_id.char_indices().nth(LONGEST_REQUEST_ID);
+        let request_id = request_id.and_then(|(end, _)| self.request_id.get(..end)).unwrap_or(&self.request_id);
+        span.text(names::REQUEST_ID, request_id);
         if let Some(protocol) = self.protocol {
-            span.set(names::PROTOCOL, protocol.to_owned());
+            span.text(names::PROTOCOL, protocol);
         }
-        span.set(names::TRANSPORT, "tcp");
-        span.set(names::NETWORK_PROTOCOL, "http");
-        span.set(names::NETWORK_PROTOCOL_VERSION, "1.1");
+        span.text(names::TRANSPORT, "tcp");
+        span.text(names::NETWORK_PROTOCOL, "http");
+        span.text(names::NETWORK_PROTOCOL_VERSION, "1.1");
         if let Some(address) = self.client_address {
-            span.set(names::CLIENT_ADDRESS, address.to_string());
+            span.address(names::CLIENT_ADDRESS, address);
         }
     }
 }
@@ -247,12 +216,17 @@ impl Trace {
     pub fn attempt<'a>(&self, context: TraceContext, attempt: impl FnOnce() -> Attempt<'a>) -> Option<Span> {
         self.spans.as_ref().map(|spans| spans.attempt(self, context, &attempt()))
     }
+}
 
-    fn span_context(&self, is_remote: bool) -> SpanContext {
-        let state = self.state.as_ref().and_then(|state| state.to_str().ok());
-        let state = state.and_then(|state| TraceState::from_str(state).ok()).unwrap_or_default();
-        let flags = if self.context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
-        SpanContext::new(self.context.otel_trace_id(), self.context.otel_span_id(), flags, is_remote, state)
+/// Whether a trace is recorded: as its parent says, where that is asked; else as the root's rule says.
+fn samples(sampling: Sampling, parent: Option<TraceContext>, context: TraceContext) -> bool {
+    if let Some(parent) = parent.filter(|_| sampling.parent_based) {
+        return parent.is_sampled();
+    }
+    match sampling.root {
+        RootSampler::All => true,
+        RootSampler::None => false,
+        RootSampler::Share(share) => context.is_of_share(share),
     }
 }
 
@@ -260,31 +234,20 @@ impl Trace {
 #[derive(Debug)]
 pub struct Span {
     spans: Spans,
-    /// Taken when it is handed over.
-    data: Option<Box<SpanData>>,
+    message: Message,
+    /// Nanoseconds since 1970.
+    start: u64,
     started: Instant,
     ended: bool,
 }
 
 impl Span {
-    fn set(&mut self, name: &'static str, value: impl Into<Value>) {
-        if let Some(data) = &mut self.data {
-            data.attributes.push(KeyValue::new(name, value));
-        }
-    }
-
-    fn fail(&mut self, why: &'static str) {
-        if let Some(data) = &mut self.data {
-            data.status = Status::error(why);
-        }
-    }
-
     /// Ends the span of a tool call: with an error if its result is one, of which the conventions say no more than that.
     pub fn end_tool_call(mut self, error: Option<&'static str>) {
         self.ended = true;
         if let Some(error) = error {
-            self.set(names::ERROR, if error == CANCELLED { CANCELLED } else { "tool_error" });
-            self.fail(error);
+            self.message.text(names::ERROR, if error == CANCELLED { CANCELLED } else { "tool_error" });
+            self.message.failure(error);
         }
     }
 
@@ -292,9 +255,10 @@ impl Span {
     pub fn end_request(mut self, error: Option<i32>) {
         self.ended = true;
         if let Some(code) = error {
-            self.set(names::ERROR, code.to_string());
-            self.set(names::RPC_STATUS, code.to_string());
-            self.fail("");
+            let code = code.to_string();
+            self.message.text(names::ERROR, &code);
+            self.message.text(names::RPC_STATUS, &code);
+            self.message.failure("");
         }
     }
 
@@ -302,14 +266,14 @@ impl Span {
     pub fn end_attempt(mut self, status: Option<u16>, error: Option<&'static str>) {
         self.ended = true;
         if let Some(status) = status {
-            self.set(names::HTTP_STATUS, i64::from(status));
+            self.message.integer(names::HTTP_STATUS, status.into());
         }
         if let Some(error) = error {
             match status.filter(|status| *status >= 300) {
-                Some(status) => self.set(names::ERROR, status.to_string()),
-                None => self.set(names::ERROR, error),
+                Some(status) => self.message.text(names::ERROR, &status.to_string()),
+                None => self.message.text(names::ERROR, error),
             }
-            self.fail(error);
+            self.message.failure(error);
         }
     }
 }
@@ -317,14 +281,13 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if !self.ended {
-            self.set(names::ERROR, CANCELLED);
-            self.fail(CANCELLED);
+            self.message.text(names::ERROR, CANCELLED);
+            self.message.failure(CANCELLED);
         }
-        let Some(mut data) = self.data.take() else { return };
-        data.end_time = data.start_time + self.started.elapsed();
-        let counts = &self.spans.0.counts;
+        self.message.end(self.start.saturating_add(self.started.elapsed().as_nanos() as u64));
+        let Shared { queue, counts, .. } = &*self.spans.0;
         counts.ended.fetch_add(1, Relaxed);
-        if self.spans.0.queue.try_send(Message::Span(data)).is_err() {
+        if !queue.add(&self.message) {
             counts.dropped.fetch_add(1, Relaxed);
         }
     }

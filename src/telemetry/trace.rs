@@ -67,12 +67,18 @@ impl TraceContext {
         self.sampled
     }
 
-    pub(super) fn otel_trace_id(self) -> opentelemetry::TraceId {
-        self.trace_id.into()
+    pub(super) fn trace_id_bytes(self) -> [u8; 16] {
+        self.trace_id.to_be_bytes()
     }
 
-    pub(super) fn otel_span_id(self) -> opentelemetry::SpanId {
-        self.span_id.into()
+    pub(super) fn span_id_bytes(self) -> [u8; 8] {
+        self.span_id.to_be_bytes()
+    }
+
+    /// Whether the trace is one of this share of all: the same for everybody who asks, as `traceidratio` wants it.
+    pub(super) fn is_of_share(self, share: f64) -> bool {
+        const ALL: f64 = (1_u64 << 63) as f64;
+        share >= 1.0 || (self.trace_id as u64 >> 1) < (share.max(0.0) * ALL) as u64
     }
 
     /// The same trace, with a new span id: what the next hop, or one attempt, sees as its parent.

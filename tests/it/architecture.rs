@@ -28,7 +28,7 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     ("tools", "auth", &["Caller", "Permission", "StepUp"]),
     ("web", "tools", &["Head", "ToolServer"]),
     ("telemetry", "problem", &["ErrorCode"]),
-    ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "TraceSettings"]),
+    ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "Sampling", "TraceSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
 ];
 
@@ -44,8 +44,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["procfs"], &["src/telemetry/metrics/process.rs"]),
     (&["tracing_subscriber"], &["src/telemetry/logs.rs", "src/settings/parse.rs"]),
     (&["tracing_log"], &["src/telemetry/logs.rs"]),
-    (&["opentelemetry_proto", "opentelemetry_sdk", "prost"], &["src/telemetry/spans"]),
-    (&["opentelemetry"], &["src/telemetry/spans", "src/telemetry/trace.rs"]),
+    (&["opentelemetry_proto", "prost"], &["src/telemetry/spans"]),
     (&["aws_lc_rs"], &["src/demo", "src/telemetry/audit"]),
     (&["percent_encoding"], &["src/settings/parse.rs"]),
     (&["dotenvy"], &["src/settings"]),

@@ -9,18 +9,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use opentelemetry::KeyValue;
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use opentelemetry_proto::transform::common::tonic::{Attributes, ResourceAttributesWithSchema};
-use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
-use opentelemetry_sdk::trace::SpanData;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 use tracing::{info, warn};
 use url::Url;
 
-use super::Counts;
+use super::queue::{Batch, Next, Queue};
+use super::{Counts, wire};
 use crate::settings::TraceSettings;
 
 /// A collector that takes longer to accept a connection is not there.
@@ -31,13 +29,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// An answer has a few bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
-
-/// What the task is told.
-pub(super) enum Message {
-    Span(Box<SpanData>),
-    /// Send what there is, and say when that is done.
-    Flush(oneshot::Sender<()>),
-}
 
 /// Why a batch was not taken.
 struct Refusal {
@@ -50,9 +41,9 @@ pub(super) struct Exporter {
     http: reqwest::Client,
     endpoint: Url,
     headers: HeaderMap,
-    resource: ResourceAttributesWithSchema,
-    schedule_delay: Duration,
-    max_batch: usize,
+    /// What stands before the spans of every batch, encoded.
+    resource: Vec<u8>,
+    scope: Vec<u8>,
     counts: Arc<Counts>,
     /// Whether the last batch was lost, which was said then.
     failing: bool,
@@ -74,66 +65,45 @@ impl Exporter {
             env!("CARGO_PKG_VERSION"),
             " (OTLP exporter)"
         )));
-        let resource = settings.resource.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+        let resource = settings.resource.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let about_us = [
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("telemetry.sdk.name", "opentelemetry"),
-            KeyValue::new("telemetry.sdk.language", "rust"),
+            ("service.version", env!("CARGO_PKG_VERSION")),
+            ("telemetry.sdk.name", "opentelemetry"),
+            ("telemetry.sdk.language", "rust"),
         ];
-        let attributes = Attributes::from(resource.chain(about_us).collect::<Vec<_>>());
+        let attributes = resource.chain(about_us).map(|(name, value)| attribute(name, value)).collect();
+        let resource = Resource { attributes, ..Default::default() };
+        let scope = InstrumentationScope {
+            name: "mcp-server".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        };
         Ok(Self {
             http,
             endpoint: settings.endpoint.clone(),
             headers,
-            resource: ResourceAttributesWithSchema { attributes, schema_url: None },
-            schedule_delay: settings.schedule_delay,
-            max_batch: settings.max_batch,
+            resource: resource.encode_to_vec(),
+            scope: scope.encode_to_vec(),
             counts,
             failing: false,
         })
     }
 
     /// Sends batches until nobody is left to make spans.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
-        let mut batch = Vec::new();
-        let mut due = Instant::now();
-        loop {
-            let message = tokio::select! {
-                biased;
-                message = queue.recv(), if batch.len() < self.max_batch => message,
-                () = tokio::time::sleep_until(due), if !batch.is_empty() => {
-                    self.export(std::mem::take(&mut batch)).await;
-                    continue;
-                }
-            };
-            match message {
-                Some(Message::Span(span)) => {
-                    if batch.is_empty() {
-                        due = Instant::now() + self.schedule_delay;
-                    }
-                    batch.push(*span);
-                    if batch.len() >= self.max_batch {
-                        due = Instant::now();
-                    }
-                }
-                Some(Message::Flush(done)) => {
-                    self.export(std::mem::take(&mut batch)).await;
-                    let _ = done.send(());
-                }
-                None => return self.export(batch).await,
+    pub(super) async fn run(mut self, queue: Arc<Queue>) {
+        while let Some(next) = queue.next().await {
+            match next {
+                Next::Send(batch) => self.export(batch).await,
+                Next::Flushed(done) => _ = done.send(()),
             }
         }
     }
 
     /// Sends one batch, and gives it up where the collector does not want it.
-    async fn export(&mut self, batch: Vec<SpanData>) {
-        if batch.is_empty() {
-            return;
-        }
-        let spans = batch.len() as u64;
-        let request =
-            ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(batch, &self.resource) };
-        let body = bytes::Bytes::from(request.encode_to_vec());
+    async fn export(&mut self, batch: Batch) {
+        let spans = batch.spans as u64;
+        let body = bytes::Bytes::from(wire::Message::export(&self.resource, &self.scope, &batch.bytes));
+        drop(batch);
         let mut attempt = 1;
         let refusal = loop {
             match self.send(body.clone()).await {
@@ -181,6 +151,11 @@ impl Exporter {
         let answer = ExportTraceServiceResponse::decode(answer.as_slice()).unwrap_or_default();
         Ok(answer.partial_success.map_or(0, |partial| partial.rejected_spans.unsigned_abs()))
     }
+}
+
+fn attribute(name: &str, value: &str) -> KeyValue {
+    let value = Some(AnyValue { value: Some(Value::StringValue(value.to_owned())) });
+    KeyValue { key: name.to_owned(), value, ..Default::default() }
 }
 
 fn described(status: StatusCode) -> String {

@@ -1,0 +1,143 @@
+//! Where spans wait to be sent: bounded, and already as the batches that are sent.
+//!
+//! A span costs a copy under a lock that is held for nothing else. The task that sends is woken by the first span of a batch and by
+//! the last, not by each.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::wire::Message;
+
+/// Spans that are sent together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// One after the other, as they stand in an export.
+    pub(super) bytes: Vec<u8>,
+    pub(super) spans: usize,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Send(Batch),
+    /// Everything before is sent: say so.
+    Flushed(oneshot::Sender<()>),
+}
+
+/// The way from whoever ends a span to the task that sends it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+    max_queue: usize,
+    max_batch: usize,
+    delay: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// What is full, or shall be sent at once.
+    ready: VecDeque<Next>,
+    gathering: Batch,
+    /// When that is sent, though it is not full.
+    due: Option<Instant>,
+    /// How many spans there are in all of it.
+    spans: usize,
+    /// How large the last batch was.
+    usual_bytes: usize,
+    /// Nobody is left to end a span.
+    closed: bool,
+}
+
+impl Waiting {
+    fn seal(&mut self) {
+        self.due = None;
+        if self.gathering.spans > 0 {
+            self.usual_bytes = self.gathering.bytes.len();
+            self.ready.push_back(Next::Send(std::mem::take(&mut self.gathering)));
+        }
+    }
+}
+
+impl Queue {
+    pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration) -> Self {
+        let max_batch = max_batch.min(max_queue);
+        Self { waiting: Mutex::default(), changed: Notify::new(), max_queue, max_batch, delay }
+    }
+
+    /// Adds a span; false when there is no room.
+    pub(super) fn add(&self, span: &Message) -> bool {
+        let mut waiting = self.lock();
+        if waiting.spans >= self.max_queue {
+            return false;
+        }
+        if waiting.gathering.spans == 0 {
+            waiting.due = Some(Instant::now() + self.delay);
+            waiting.gathering.bytes = Vec::with_capacity(waiting.usual_bytes + waiting.usual_bytes / 16);
+        }
+        span.add_to(&mut waiting.gathering.bytes);
+        waiting.gathering.spans += 1;
+        waiting.spans += 1;
+        let (is_first, is_full) = (waiting.gathering.spans == 1, waiting.gathering.spans >= self.max_batch);
+        if is_full {
+            waiting.seal();
+        }
+        drop(waiting);
+        if is_first || is_full {
+            self.changed.notify_one();
+        }
+        true
+    }
+
+    /// Asks to be told when everything that waits now is sent.
+    pub(super) fn flush(&self) -> oneshot::Receiver<()> {
+        let (done, flushed) = oneshot::channel();
+        let mut waiting = self.lock();
+        waiting.seal();
+        waiting.ready.push_back(Next::Flushed(done));
+        drop(waiting);
+        self.changed.notify_one();
+        flushed
+    }
+
+    /// Nothing more will come.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for what comes next; `None` at the end.
+    pub(super) async fn next(&self) -> Option<Next> {
+        loop {
+            let due = {
+                let mut waiting = self.lock();
+                if waiting.closed || waiting.due.is_some_and(|due| due <= Instant::now()) {
+                    waiting.seal();
+                }
+                match waiting.ready.pop_front() {
+                    Some(next) => {
+                        if let Next::Send(batch) = &next {
+                            waiting.spans -= batch.spans;
+                        }
+                        return Some(next);
+                    }
+                    None if waiting.closed => return None,
+                    None => waiting.due,
+                }
+            };
+            match due {
+                // Whichever it was, the next look tells.
+                Some(due) => _ = timeout_at(due, self.changed.notified()).await,
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,252 @@
+//! Spans as OTLP's protobuf, written straight into the bytes that are sent: a span is no tree of objects at any time.
+//!
+//! Fields stand in the order in which they become known, which protobuf leaves open. The numbers are those of
+//! `opentelemetry/proto/trace/v1/trace.proto`; the tests read what is written here with the types made from it.
+
+use std::net::IpAddr;
+
+use super::Trace;
+
+/// Most spans fit.
+const USUAL_BYTES: usize = 640;
+
+/// Whether a span answers somebody or asks somebody.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Server = 2,
+    Client = 3,
+}
+
+/// How a field is written.
+#[derive(Clone, Copy)]
+enum Wire {
+    Varint = 0,
+    Fixed64 = 1,
+    Bytes = 2,
+    Fixed32 = 5,
+}
+
+/// A message that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Message(Vec<u8>);
+
+impl Message {
+    /// A span of this trace. Its end, and what came of it, are written when they are known.
+    pub(super) fn span(kind: Kind, ours: &Trace, parent: Option<(&Trace, bool)>, start: u64) -> Self {
+        let mut span = Self(Vec::with_capacity(USUAL_BYTES));
+        let is_remote = parent.is_some_and(|(_, is_remote)| is_remote);
+        span.context(ours, is_remote, 16);
+        if let Some((parent, _)) = parent {
+            span.bytes(4, &parent.context.span_id_bytes());
+        }
+        span.number(6, kind as u64);
+        span.fixed64(7, start);
+        span
+    }
+
+    /// The name, in parts.
+    pub(super) fn name(&mut self, parts: &[&str]) {
+        self.head(5, parts.iter().map(|part| part.len()).sum());
+        for part in parts {
+            self.0.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    pub(super) fn text(&mut self, name: &str, value: &str) {
+        let length = length_of_bytes(value.len());
+        self.attribute(name, length);
+        self.bytes(1, value.as_bytes());
+    }
+
+    pub(super) fn address(&mut self, name: &str, value: IpAddr) {
+        use std::io::Write as _;
+        let mut text = [0; 45];
+        let mut rest = text.as_mut_slice();
+        let fits = write!(rest, "{value}").is_ok();
+        let length = 45 - rest.len();
+        if let Some(text) = text.get(..length).and_then(|text| str::from_utf8(text).ok()).filter(|_| fits) {
+            self.text(name, text);
+        }
+    }
+
+    pub(super) fn integer(&mut self, name: &str, value: u32) {
+        self.attribute(name, 1 + length_of_varint(value.into()));
+        self.number(3, value.into());
+    }
+
+    /// Another trace that this span belongs to as well.
+    pub(super) fn link(&mut self, to: &Trace) {
+        let mut link = Self::default();
+        link.context(to, true, 6);
+        self.bytes(13, &link.0);
+    }
+
+    /// The status of a span that went wrong.
+    pub(super) fn failure(&mut self, why: &str) {
+        const ERROR: u64 = 2;
+        self.head(15, length_of_bytes(why.len()) + 2);
+        self.bytes(2, why.as_bytes());
+        self.number(3, ERROR);
+    }
+
+    pub(super) fn end(&mut self, end: u64) {
+        self.fixed64(8, end);
+    }
+
+    /// As one of the spans of a batch.
+    pub(super) fn add_to(&self, batch: &mut Vec<u8>) {
+        let mut spans = Self(std::mem::take(batch));
+        spans.bytes(2, &self.0);
+        *batch = spans.0;
+    }
+
+    /// A whole export: the resource and the scope, which are encoded, and the spans of a batch.
+    pub(super) fn export(resource: &[u8], scope: &[u8], spans: &[u8]) -> Vec<u8> {
+        let scope_spans = length_of_bytes(scope.len()) + spans.len();
+        let resource_spans = length_of_bytes(resource.len()) + length_of_bytes(scope_spans);
+        let mut export = Self(Vec::with_capacity(length_of_bytes(resource_spans)));
+        export.head(1, resource_spans);
+        export.bytes(1, resource);
+        export.head(2, scope_spans);
+        export.bytes(1, scope);
+        export.0.extend_from_slice(spans);
+        export.0
+    }
+
+    /// Ids, state and flags, which spans and links have in common, but for the number of the flags.
+    fn context(&mut self, trace: &Trace, is_remote: bool, flags: u32) {
+        /// Somebody knows whether the parent is remote; and it is.
+        const HAS_IS_REMOTE: u32 = 0x100;
+        const IS_REMOTE: u32 = 0x200;
+        self.bytes(1, &trace.context.trace_id_bytes());
+        self.bytes(2, &trace.context.span_id_bytes());
+        if let Some(state) = &trace.state {
+            self.bytes(3, state.as_bytes());
+        }
+        let remote = if is_remote { IS_REMOTE } else { 0 };
+        self.tag(flags, Wire::Fixed32);
+        self.0.extend_from_slice(&(u32::from(trace.context.is_sampled()) | HAS_IS_REMOTE | remote).to_le_bytes());
+    }
+
+    /// Begins an attribute whose value takes so many bytes.
+    fn attribute(&mut self, name: &str, value: usize) {
+        self.head(9, length_of_bytes(name.len()) + length_of_bytes(value));
+        self.bytes(1, name.as_bytes());
+        self.head(2, value);
+    }
+
+    fn bytes(&mut self, field: u32, bytes: &[u8]) {
+        self.head(field, bytes.len());
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn number(&mut self, field: u32, number: u64) {
+        self.tag(field, Wire::Varint);
+        self.varint(number);
+    }
+
+    fn fixed64(&mut self, field: u32, number: u64) {
+        self.tag(field, Wire::Fixed64);
+        self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    /// Begins a field of so many bytes.
+    fn head(&mut self, field: u32, length: usize) {
+        self.tag(field, Wire::Bytes);
+        self.varint(length as u64);
+    }
+
+    fn tag(&mut self, field: u32, wire: Wire) {
+        self.varint(u64::from(field << 3 | wire as u32));
+    }
+
+    fn varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+    }
+}
+
+/// How long a field of bytes is, whose number is below 16.
+fn length_of_bytes(length: usize) -> usize {
+    1 + length_of_varint(length as u64) + length
+}
+
+fn length_of_varint(number: u64) -> usize {
+    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Link};
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::telemetry::trace::TraceContext;
+
+    fn trace(traceparent: &str, state: Option<&'static str>) -> Trace {
+        let context = TraceContext::parse(traceparent).unwrap();
+        Trace { context, state: state.map(http::HeaderValue::from_static), spans: None }
+    }
+
+    fn attribute(key: &str, value: Value) -> KeyValue {
+        KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..Default::default() }
+    }
+
+    proptest! {
+        /// Whatever the lengths are, a reader of OTLP finds what was said.
+        #[test]
+        fn what_is_written_is_what_is_read(
+            text in ".{0,300}", integer: u32, why in "[a-z]{0,200}", start: u64, end: u64, spans in 0..4_usize,
+        ) {
+            let ours = trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("a=1"));
+            let other = trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", None);
+            let mut message = Message::span(Kind::Client, &ours, Some((&other, true)), start);
+            message.name(&["GET ", &text]);
+            message.text("text", &text);
+            message.integer("integer", integer);
+            message.address("address", "2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap());
+            message.link(&other);
+            message.failure(&why);
+            message.end(end);
+            let expected = Span {
+                trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes().to_vec(),
+                span_id: 0xb7ad_6b71_6920_3331_u64.to_be_bytes().to_vec(),
+                trace_state: "a=1".to_owned(),
+                parent_span_id: 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes().to_vec(),
+                flags: 0x301,
+                name: format!("GET {text}"),
+                kind: 3,
+                start_time_unix_nano: start,
+                end_time_unix_nano: end,
+                attributes: vec![
+                    attribute("text", Value::StringValue(text)),
+                    attribute("integer", Value::IntValue(integer.into())),
+                    attribute("address", Value::StringValue("2001:db8:1111:2222:3333:4444:5555:6666".to_owned())),
+                ],
+                links: vec![Link {
+                    trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes().to_vec(),
+                    span_id: 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes().to_vec(),
+                    flags: 0x300,
+                    ..Default::default()
+                }],
+                status: Some(Status { message: why, code: 2 }),
+                ..Default::default()
+            };
+            let mut batch = Vec::new();
+            for _ in 0..spans {
+                message.add_to(&mut batch);
+            }
+            let read = ExportTraceServiceRequest::decode(Message::export(&[], &[], &batch).as_slice()).unwrap();
+            let scope_spans = ScopeSpans { scope: Some(Default::default()), spans: vec![expected; spans], ..Default::default() };
+            let resource_spans =
+                ResourceSpans { resource: Some(Default::default()), scope_spans: vec![scope_spans], ..Default::default() };
+            prop_assert_eq!(read.resource_spans, [resource_spans]);
+        }
+    }
+}
