@@ -16,13 +16,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::sync::mpsc::OwnedPermit;
 use tracing::info;
 
 pub use chain::{Broken, Digest, HexDigest, Whole};
 pub use file::OpenError;
-use file::{FileSink, Message};
+use file::{End, FileSink};
 
+use super::lines::Reserved;
 use super::logs::{Rfc3339, write_json_string};
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
@@ -153,7 +153,7 @@ pub struct Audit {
 
 /// The promise that an event will find room.
 #[derive(Debug)]
-pub struct Slot(Option<OwnedPermit<Message>>);
+pub struct Slot(Option<Reserved<End>>);
 
 /// Events cannot be written, and nothing may happen without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,10 +188,8 @@ impl Audit {
         log(&id, event);
         match (&self.file, slot.0) {
             (None, _) => {}
-            (Some(_), Some(slot)) => {
-                slot.send(Message::Event(json(&id, event)));
-            }
-            (Some(file), None) => file.send(json(&id, event)),
+            (Some(_), Some(slot)) => slot.add(json(&id, event).as_bytes()),
+            (Some(file), None) => file.send(json(&id, event).as_bytes()),
         }
     }
 
@@ -256,7 +254,7 @@ fn log(id: &uuid::fmt::Hyphenated, event: &Event<'_>) {
     );
 }
 
-/// The event as a record of the file: under the same names, as one JSON object.
+/// The event as a record of the file: under the same names, as one JSON object on a line.
 fn json(id: &uuid::fmt::Hyphenated, event: &Event<'_>) -> String {
     let mut json = String::with_capacity(768);
     let _ = write!(
@@ -288,7 +286,7 @@ fn json(id: &uuid::fmt::Hyphenated, event: &Event<'_>) -> String {
         let _ = write!(json, r#","backend.status_code":{status}"#);
     }
     let _ =
-        write!(json, r#","backend.attempts":{},"event.duration_ms":{}}}"#, event.attempts, milliseconds(event.took));
+        writeln!(json, r#","backend.attempts":{},"event.duration_ms":{}}}"#, event.attempts, milliseconds(event.took));
     json
 }
 
@@ -342,7 +340,8 @@ mod tests {
             ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
         let text = json(&event_id(), &event);
-        let value: Value = serde_json::from_str(&text).unwrap();
+        let text = text.trim_end();
+        let value: Value = serde_json::from_str(text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));
         assert_eq!(value["arguments_sha256"], arguments.hex().as_str());

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// What ends each line, hash included.
 const SEAL_BYTES: usize = r#","hash":""}"#.len() + Digest::HEX;
-/// How many records a head may be behind after a crash: more than are ever written at once.
-const REMEMBERED: usize = 4_096;
+/// How many records a head may be behind after a crash: more than ever wait to be made safe.
+const REMEMBERED: usize = 32_768;
 /// A crash tears no more than what was being written.
 pub(super) const MOST_TORN_BYTES: usize = 1 << 20;
 
@@ -80,9 +80,14 @@ impl Head {
     pub(super) fn append(&mut self, event: &str, lines: &mut String) {
         let start = lines.len();
         self.sequence += 1;
-        let _ = write!(lines, r#"{{"sequence":{},"previous":"{}","event":{event}"#, self.sequence, self.hash);
+        let _ = write!(lines, r#"{{"sequence":{}"#, self.sequence);
+        for part in [r#","previous":""#, &self.hash, r#"","event":"#, event] {
+            lines.push_str(part);
+        }
         let hash = Digest::of(lines.get(start..).unwrap_or_default().as_bytes()).hex();
-        let _ = writeln!(lines, r#","hash":"{}"}}"#, hash.as_str());
+        for part in [r#","hash":""#, hash.as_str(), "\"}\n"] {
+            lines.push_str(part);
+        }
         hash.as_str().clone_into(&mut self.hash);
     }
 }

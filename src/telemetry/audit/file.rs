@@ -1,6 +1,7 @@
 //! The audit file: opened once, only ever appended to, by a thread of its own.
 //!
-//! A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
+//! Events are written to the file some milliseconds after they happened, many at once, and made safe on the disk within
+//! [`SYNC_EVERY`]. A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
 //! stopped half-way goes on where it stopped, so that the chain stays whole. What finds no room in the queue meanwhile is counted,
 //! and the chain tells how many events it lacks.
 
@@ -11,24 +12,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::chain::{Head, MOST_TORN_BYTES, Note, Record};
 use super::head_path;
+use crate::telemetry::lines::{Lines, Reserved, Taken};
 use crate::telemetry::logs::Rfc3339;
 
 /// How many events may wait for the disk.
 const QUEUED_EVENTS: usize = 8_192;
-/// How many are written at once.
-const BATCH: usize = 1_024;
-/// How long the thread lets events gather after each batch: a wake-up and a sync for each would cost more than the event.
-const COLLECTING: Duration = Duration::from_millis(5);
+/// How long the thread lets events gather after each batch: a wake-up for each would cost more than the event.
+const COLLECTING: Duration = Duration::from_millis(20);
+/// How often what was written is made safe, where events come all the time. The first after a pause is made safe at once.
+const SYNC_EVERY: Duration = Duration::from_millis(200);
+/// How many records may be written and not safe: the head is behind by no more than these and one batch.
+const MOST_UNSYNCED: u64 = 8_192;
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// Memory that one batch needed and the next will not is given back.
+const KEPT_BYTES: usize = 1 << 20;
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,19 +58,13 @@ pub enum OpenError {
     Foreign(PathBuf),
 }
 
-/// What the thread is told.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// An event, as a JSON object.
-    Event(String),
-    /// Nothing more will come; tells how many events are not in the file.
-    Close(oneshot::Sender<u64>),
-}
+/// Told at the end how many events are not in the file.
+pub(super) type End = oneshot::Sender<u64>;
 
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct FileSink {
-    queue: mpsc::Sender<Message>,
+    events: Arc<Lines<End>>,
     state: Arc<State>,
     thread: Thread,
     path: PathBuf,
@@ -102,27 +102,22 @@ impl FileSink {
         }
         end.append(&Note::Started { head }.event(&now), &mut pending);
 
-        let (queue, events) = mpsc::channel(QUEUED_EVENTS);
-        let state = Arc::new(State::default());
-        let disk = Disk { file, head_path };
-        let writer =
-            Writer { disk, end, pending, written: 0, pending_events: 0, state: Arc::clone(&state), lost_and_told: 0 };
+        let (events, state) = (Arc::new(Lines::new(QUEUED_EVENTS)), Arc::new(State::default()));
+        let writer = Writer { pending, ..Writer::new(Disk { file, head_path }, end, Arc::clone(&state)) };
+        let lines = Arc::clone(&events);
         let thread =
-            thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(events)).map_err(failed)?;
-        Ok(Self { queue, state, thread: thread.thread().clone(), path: path.to_owned() })
+            thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&lines)).map_err(failed)?;
+        Ok(Self { events, state, thread: thread.thread().clone(), path: path.to_owned() })
     }
 
     /// Room for one event, unless the disk fails or is too slow.
-    pub(super) fn reserve(&self) -> Option<mpsc::OwnedPermit<Message>> {
-        if !self.is_healthy() {
-            return None;
-        }
-        self.queue.clone().try_reserve_owned().ok()
+    pub(super) fn reserve(&self) -> Option<Reserved<End>> {
+        if self.is_healthy() { self.events.reserve() } else { None }
     }
 
-    /// Hands over an event, or counts it as lost.
-    pub(super) fn send(&self, event: String) {
-        if self.queue.try_send(Message::Event(event)).is_err() {
+    /// Hands over an event, a JSON object on a line, or counts it as lost.
+    pub(super) fn send(&self, event: &[u8]) {
+        if !self.events.add(event) {
             self.state.lost.fetch_add(1, Relaxed);
         }
     }
@@ -137,17 +132,14 @@ impl FileSink {
 
     pub(super) async fn close(&self, patience: Duration) {
         let (done, closed) = oneshot::channel();
-        let closing = async {
-            self.queue.send(Message::Close(done)).await.ok()?;
-            closed.await.ok()
-        };
         // A disk that fails now gets one more try.
         self.state.closing.store(true, Relaxed);
+        self.events.close(done);
         self.thread.unpark();
-        match tokio::time::timeout(patience, closing).await {
-            Ok(Some(0)) => {}
-            Ok(Some(missing)) => error!("{missing} audit events are not in `{}`", self.path.display()),
-            Ok(None) | Err(_) => error!("audit events may be missing in `{}`", self.path.display()),
+        match tokio::time::timeout(patience, closed).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(missing)) => error!("{missing} audit events are not in `{}`", self.path.display()),
+            Ok(Err(_)) | Err(_) => error!("audit events may be missing in `{}`", self.path.display()),
         }
     }
 }
@@ -259,42 +251,52 @@ impl Medium for Disk {
 struct Writer<M> {
     disk: M,
     end: Head,
-    /// Records that are not safe yet, and how much of them is written.
+    /// Records that are not in the file yet, and how much of them is written.
     pending: String,
     written: usize,
-    /// How many of them are events.
-    pending_events: u64,
+    /// The last record that is safe, and when it was made so.
+    synced: u64,
+    synced_at: Option<Instant>,
+    /// How many events are not safe.
+    unsafe_events: u64,
     state: Arc<State>,
     lost_and_told: u64,
 }
 
 impl<M: Medium> Writer<M> {
+    fn new(disk: M, end: Head, state: Arc<State>) -> Self {
+        Self {
+            disk,
+            end,
+            pending: String::new(),
+            written: 0,
+            synced: 0,
+            synced_at: None,
+            unsafe_events: 0,
+            state,
+            lost_and_told: 0,
+        }
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
-    fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+    fn run(mut self, lines: &Lines<End>) {
         self.write_until_done();
-        while let Some(first) = queue.blocking_recv() {
-            let mut close = None;
-            let mut taken = 0;
-            let mut next = Some(first);
-            while let Some(message) = next {
-                match message {
-                    Message::Event(event) => {
-                        self.end.append(&event, &mut self.pending);
-                        self.pending_events += 1;
-                    }
-                    Message::Close(done) => close = Some(done),
-                }
-                taken += 1;
-                next = if taken < BATCH { queue.try_recv().ok() } else { None };
+        let mut events = Vec::new();
+        loop {
+            events.clear();
+            let Taken { lines, end } = lines.take(&mut events, self.patience());
+            for event in str::from_utf8(&events).unwrap_or_default().split_terminator('\n') {
+                self.end.append(event, &mut self.pending);
             }
+            self.unsafe_events += lines as u64;
             let unwritten = self.settle();
-            if let Some(done) = close {
+            if let Some(done) = end {
                 if !unwritten {
                     self.end.append(&Note::Stopped.event(&now()), &mut self.pending);
                     self.write_until_done();
                     anchor("file_closed", &self.end);
                 }
-                let missing = self.pending_events + self.state.lost.load(Relaxed);
+                let missing = self.unsafe_events + self.state.lost.load(Relaxed);
                 // Whoever waits for us may want the file.
                 drop(self);
                 let _ = done.send(missing);
@@ -302,6 +304,25 @@ impl<M: Medium> Writer<M> {
             }
             thread::sleep(COLLECTING);
         }
+    }
+
+    /// How long there is nothing to do but wait for events.
+    fn patience(&self) -> Duration {
+        const FOR_EVER: Duration = Duration::from_secs(3_600);
+        let since = self.synced_at.map_or(Duration::MAX, |at| at.elapsed());
+        if self.is_safe() { FOR_EVER } else { SYNC_EVERY.saturating_sub(since) }
+    }
+
+    fn is_safe(&self) -> bool {
+        self.end.sequence == self.synced
+    }
+
+    /// Whether what is written has to be made safe now.
+    fn is_due(&self) -> bool {
+        let is_time = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_EVERY);
+        let is_much = self.end.sequence - self.synced >= MOST_UNSYNCED;
+        let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
+        !self.is_safe() && (is_time || is_much || is_urgent)
     }
 
     /// Writes what is pending, and how much was lost meanwhile; true when it could not, and there is no time to try again.
@@ -349,11 +370,14 @@ impl<M: Medium> Writer<M> {
                 Err(error) => return Err(error),
             }
         }
-        self.disk.commit(&self.end)?;
         self.pending.clear();
-        self.pending.shrink_to(64 * 1024);
+        self.pending.shrink_to(KEPT_BYTES);
         self.written = 0;
-        self.pending_events = 0;
+        if self.is_due() {
+            self.disk.commit(&self.end)?;
+            (self.synced, self.synced_at) = (self.end.sequence, Some(Instant::now()));
+            self.unsafe_events = 0;
+        }
         Ok(())
     }
 }
@@ -365,13 +389,13 @@ mod tests {
     use super::*;
     use crate::telemetry::audit::{Broken, verify};
 
-    const EVENT: &str = r#"{"event.name":"tool_call"}"#;
+    const EVENT: &[u8] = b"{\"event.name\":\"tool_call\"}\n";
 
     /// Opens the file, writes so many events, and closes it.
     async fn write(path: &Path, events: usize) {
         let sink = FileSink::open(path).unwrap();
         for _ in 0..events {
-            sink.send(EVENT.to_owned());
+            sink.send(EVENT);
         }
         sink.close(Duration::from_secs(10)).await;
         assert_eq!((sink.lost(), sink.is_healthy()), (0, true));
@@ -478,20 +502,12 @@ mod tests {
     fn a_write_that_failed_half_way_goes_on_where_it_stopped() {
         let disk = Moody(Arc::default());
         let (state, end) = (Arc::new(State::default()), Head::start());
-        let mut writer = Writer {
-            disk: disk.clone(),
-            end,
-            pending: String::new(),
-            written: 0,
-            pending_events: 0,
-            state: Arc::clone(&state),
-            lost_and_told: 0,
-        };
+        let mut writer = Writer::new(disk.clone(), end, Arc::clone(&state));
         // Nobody waits for the second between two tries.
         state.closing.store(true, Relaxed);
         let (mut tries, mut failures) = (0, 0);
         for _ in 0..50 {
-            writer.end.append(EVENT, &mut writer.pending);
+            writer.end.append(r#"{"event.name":"tool_call"}"#, &mut writer.pending);
             state.lost.fetch_add(1, Relaxed);
             while writer.settle() {
                 assert!(state.failing.load(Relaxed));
@@ -518,7 +534,7 @@ mod tests {
         }
         assert!(sink.reserve().is_none());
         for _ in 0..QUEUED_EVENTS + 10 {
-            sink.send(EVENT.to_owned());
+            sink.send(EVENT);
         }
         assert_eq!(sink.lost(), 10);
         sink.close(Duration::from_secs(10)).await;
