@@ -23,7 +23,8 @@ pub use file::OpenError;
 use file::{End, FileSink};
 
 use super::lines::Reserved;
-use super::logs::{Rfc3339, write_json_string};
+use super::logs::line::{Escaped, write_milliseconds, write_name, write_number, write_text, write_time};
+use super::logs::write_past_levels;
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
 
@@ -184,13 +185,22 @@ impl Audit {
 
     /// Writes an event that found its slot beforehand.
     pub fn record_in(&self, slot: Slot, event: &Event<'_>) {
-        let id = event_id();
-        log(&id, event);
-        match (&self.file, slot.0) {
-            (None, _) => {}
-            (Some(_), Some(slot)) => slot.add(json(&id, event).as_bytes()),
-            (Some(file), None) => file.send(json(&id, event).as_bytes()),
+        thread_local! {
+            static TEXT: RefCell<(String, String)> = const { RefCell::new((String::new(), String::new())) };
         }
+        TEXT.with_borrow_mut(|(fields, record)| {
+            let now = OffsetDateTime::now_utc();
+            fields.clear();
+            write_fields(fields, event);
+            log(event, fields, now);
+            let Some(file) = &self.file else { return };
+            record.clear();
+            write_record(record, event, fields, now);
+            match slot.0 {
+                Some(slot) => slot.add(record.as_bytes()),
+                None => file.send(record.as_bytes()),
+            }
+        });
     }
 
     /// Writes an event. Called inside of the request's span, from which its line in the log takes the trace id.
@@ -224,70 +234,73 @@ fn event_id() -> uuid::fmt::Hyphenated {
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated()
 }
 
-fn milliseconds(took: Duration) -> f64 {
-    took.as_micros() as f64 / 1_000.0
-}
-
 /// The event as a line of the log.
-fn log(id: &uuid::fmt::Hyphenated, event: &Event<'_>) {
+fn log(event: &Event<'_>, fields: &str, now: OffsetDateTime) {
     let (name, decision, outcome) = (event.name.as_str(), event.decision.as_str(), event.outcome);
-    let caller = event.caller.map_or(UNAUTHENTICATED, |caller| caller.object);
-    let arguments = event.arguments.map(Digest::hex);
-    info!(
-        target: "audit",
-        caller,
-        event.name = name,
-        event.id = tracing::field::display(id),
-        caller.tenant = event.caller.map(|caller| caller.tenant),
-        caller.app = event.caller.map(|caller| caller.app),
-        client.address = event.client_address.map(tracing::field::display),
-        gen_ai.tool.name = event.tool.map(|(name, _)| name),
-        tool.schema_sha256 = event.tool.map(|(_, schema)| schema.as_str()),
-        arguments_sha256 = arguments.as_ref().map(HexDigest::as_str),
-        event.decision = decision,
-        event.outcome = outcome,
-        backend.status_code = event.backend_status,
-        backend.attempts = event.attempts,
-        idempotency_key = event.idempotency_key,
-        event.duration_ms = milliseconds(event.took),
-        "{name} {decision}: {outcome}"
-    );
+    let is_written = write_past_levels(|line| {
+        line.push_str("{\"timestamp\":\"");
+        write_time(line, now);
+        line.push_str(r#"","level":"INFO","logger":"audit","message":""#);
+        for part in [name, " ", decision, ": "] {
+            line.push_str(part);
+        }
+        Escaped(line).push(outcome);
+        line.push_str(concat!(r#"","module":""#, module_path!(), r#"","function":"request","line":"#, line!()));
+        line.push_str(",\"trace_id\":\"");
+        event.trace_id.write_to(line);
+        line.push('"');
+        line.push_str(fields);
+        line.push_str("}\n");
+    });
+    if !is_written {
+        let fields = fields.strip_prefix(',').unwrap_or_default();
+        info!(target: "audit", event = format_args!("{{{fields}}}"), "{name} {decision}: {outcome}");
+    }
 }
 
-/// The event as a record of the file: under the same names, as one JSON object on a line.
-fn json(id: &uuid::fmt::Hyphenated, event: &Event<'_>) -> String {
-    let mut json = String::with_capacity(768);
-    let _ = write!(
-        json,
-        r#"{{"timestamp":"{}","event.name":"{}","event.id":"{id}","trace_id":"{}""#,
-        Rfc3339(OffsetDateTime::now_utc()),
-        event.name.as_str(),
-        event.trace_id
-    );
+/// The event as a record of the file: the same fields, as one JSON object on a line.
+fn write_record(record: &mut String, event: &Event<'_>, fields: &str, now: OffsetDateTime) {
+    record.push_str("{\"timestamp\":\"");
+    write_time(record, now);
+    record.push_str("\",\"trace_id\":\"");
+    event.trace_id.write_to(record);
+    record.push('"');
+    record.push_str(fields);
+    record.push_str("}\n");
+}
+
+/// What the log and the file have in common, each field with a comma before it.
+fn write_fields(fields: &mut String, event: &Event<'_>) {
+    let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
+    let arguments = event.arguments.map(Digest::hex);
     let mut text = |name: &str, value: Option<&str>| {
         if let Some(value) = value {
-            let _ = write!(json, r#","{name}":"#);
-            write_json_string(&mut json, value);
+            write_text(fields, name, value);
         }
     };
     text("caller", Some(event.caller.map_or(UNAUTHENTICATED, |caller| caller.object)));
+    text("event.name", Some(event.name.as_str()));
+    text("event.id", Some(event_id().encode_lower(&mut id)));
     text("caller.tenant", event.caller.map(|caller| caller.tenant));
     text("caller.app", event.caller.map(|caller| caller.app));
     text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
     text("tool.schema_sha256", event.tool.map(|(_, schema)| schema.as_str()));
-    text("arguments_sha256", event.arguments.map(Digest::hex).as_ref().map(HexDigest::as_str));
+    text("arguments_sha256", arguments.as_ref().map(HexDigest::as_str));
     text("event.decision", Some(event.decision.as_str()));
     text("event.outcome", Some(event.outcome));
     text("idempotency_key", event.idempotency_key);
     if let Some(address) = event.client_address {
-        let _ = write!(json, r#","client.address":"{address}""#);
+        write_name(fields, "client.address");
+        let _ = write!(fields, "\"{address}\"");
     }
     if let Some(status) = event.backend_status {
-        let _ = write!(json, r#","backend.status_code":{status}"#);
+        write_name(fields, "backend.status_code");
+        write_number(fields, status.into());
     }
-    let _ =
-        writeln!(json, r#","backend.attempts":{},"event.duration_ms":{}}}"#, event.attempts, milliseconds(event.took));
-    json
+    write_name(fields, "backend.attempts");
+    write_number(fields, event.attempts.into());
+    write_name(fields, "event.duration_ms");
+    write_milliseconds(fields, event.took);
 }
 
 /// Follows the chain of a file, for `mcp-server audit verify`.
@@ -339,8 +352,10 @@ mod tests {
             backend_status: Some(201),
             ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
-        let text = json(&event_id(), &event);
-        let text = text.trim_end();
+        let (mut fields, mut record) = (String::new(), String::new());
+        write_fields(&mut fields, &event);
+        write_record(&mut record, &event, &fields, OffsetDateTime::now_utc());
+        let text = record.trim_end();
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));

@@ -6,31 +6,32 @@
 
 #[cfg(feature = "benches")]
 pub(crate) mod benching;
+pub(super) mod line;
 #[cfg(test)]
 mod properties;
+mod subscriber;
 mod writer;
 
-use std::cell::RefCell;
-use std::fmt::{self, Write as _};
-use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use time::OffsetDateTime;
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber, info};
-use tracing_log::NormalizeEvent;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::LogSettings;
+use line::{FindTraceId, write_line};
+use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
+
+pub use line::Rfc3339;
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.
 static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
@@ -38,6 +39,14 @@ static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
 /// How many lines were dropped so far because nobody read them in time; 0 where no log is installed.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.load(Relaxed))
+}
+
+/// Where the lines of the JSON log go.
+static WRITER: OnceLock<LineWriter> = OnceLock::new();
+
+/// Writes a line past the subscriber, as nothing but an audit event may, which no level silences; false where the log is not JSON.
+pub(super) fn write_past_levels(write: impl FnOnce(&mut String)) -> bool {
+    WRITER.get().map(|writer| writer.write_line(write)).is_some()
 }
 
 /// Keeps the writer's thread alive; dropping it writes what is still queued.
@@ -62,18 +71,32 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
     let lament = if settings.debug { readable_lament } else { lament };
     let (writer, guard) = LineWriter::start(std::io::stdout(), lament)?;
     let _ = DROPPED.set(writer.dropped());
-    let (levels, level) = Levels::of(settings)?;
-    let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
+    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
     if settings.debug {
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(move || writer.clone())
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()));
-        subscriber.with(lines).try_init()?;
+        let levels = Levels::of(settings, &level)?;
+        tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print)).with(lines).try_init()?;
     } else {
-        subscriber.with(JsonLines { writer }).try_init()?;
+        json_lines(settings, &level, writer.clone())?.try_init()?;
+        let _ = WRITER.set(writer);
     }
     log_panics();
     Ok(LogGuard { level, _writer: guard })
+}
+
+/// What writes the JSON log: something simple, unless a directive speaks of spans.
+fn json_lines(settings: &LogSettings, level: &LevelSwitch, writer: LineWriter) -> anyhow::Result<tracing::Dispatch> {
+    if settings.filter.contains('[') {
+        let levels = Levels::of(settings, level)?;
+        let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
+        return Ok(subscriber.with(JsonLines { writer }).into());
+    }
+    let targets: Targets = settings.filter.parse()?;
+    // Like the same directives in `Levels`.
+    let targets = targets.with_target("audit", Level::INFO).with_target("mcp_server::telemetry::trace", Level::ERROR);
+    Ok(LineSubscriber::new(targets, Arc::clone(&level.raised), writer).into())
 }
 
 /// Lets through what `LOG_LEVEL` asks for, and everything down to DEBUG while the level is raised. Which call sites that are is
@@ -84,13 +107,12 @@ struct Levels {
 }
 
 impl Levels {
-    fn of(settings: &LogSettings) -> anyhow::Result<(Self, LevelSwitch)> {
+    fn of(settings: &LogSettings, level: &LevelSwitch) -> anyhow::Result<Self> {
         // Audit events have no level: none may silence them, or the span that gives them their trace id.
         let configured = EnvFilter::try_new(&settings.filter)?
             .add_directive("audit=info".parse()?)
             .add_directive("mcp_server::telemetry::trace=error".parse()?);
-        let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-        Ok((Self { configured, raised: Arc::clone(&level.raised) }, level))
+        Ok(Self { configured, raised: Arc::clone(&level.raised) })
     }
 
     fn raises(&self, metadata: &Metadata<'_>) -> bool {
@@ -199,7 +221,7 @@ fn log_panics() {
     }));
 }
 
-/// Writes each event as one line of JSON.
+/// Writes each event as one line of JSON, where directives speak of spans.
 struct JsonLines {
     writer: LineWriter,
 }
@@ -220,16 +242,15 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        thread_local! {
-            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
-        }
-        LINE.with(|line| {
-            // Re-entered only if a `Display` of a field logs by itself: then that inner event is given up.
-            let Ok(mut line) = line.try_borrow_mut() else { return };
-            line.clear();
-            write_line(&mut line, event, &context, OffsetDateTime::now_utc());
-            // The queue takes whole lines; a full queue drops and counts instead of waiting.
-            let _ = self.writer.clone().write_all(line.as_bytes());
+        let function = context.lookup_current().map_or("-", |span| span.name());
+        self.writer.write_line(|line| {
+            write_line(line, event, OffsetDateTime::now_utc(), function, |line| {
+                for span in context.event_scope(event).into_iter().flatten() {
+                    if let Some(SpanTraceId(trace_id)) = span.extensions().get::<SpanTraceId>() {
+                        return line.push_str(trace_id);
+                    }
+                }
+            });
         });
     }
 }
@@ -239,215 +260,10 @@ fn remember_trace_id<S>(record: impl FnOnce(&mut FindTraceId), id: &Id, context:
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    let mut found = FindTraceId(None);
+    let mut found = FindTraceId::default();
     record(&mut found);
     if let (Some(trace_id), Some(span)) = (found.0, context.span(id)) {
         span.extensions_mut().replace(SpanTraceId(trace_id));
-    }
-}
-
-fn write_line<S>(line: &mut String, event: &Event<'_>, context: &Context<'_, S>, now: OffsetDateTime)
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-{
-    // Lines that come through the `log` crate carry their real origin in fields.
-    let normalized = event.normalized_metadata();
-    let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
-    line.push_str("{\"timestamp\":\"");
-    let _ = write!(line, "{}", Rfc3339(now));
-    line.push_str("\",\"level\":\"");
-    line.push_str(level_word(metadata.level()));
-    line.push_str("\",\"logger\":");
-    write_json_string(line, metadata.target());
-    line.push_str(",\"message\":\"");
-    event.record(&mut WriteMessage(line));
-    line.push_str("\",\"module\":");
-    write_json_string(line, metadata.module_path().unwrap_or_else(|| metadata.target()));
-    line.push_str(",\"function\":");
-    write_json_string(line, context.lookup_current().map_or("-", |span| span.name()));
-    let _ = write!(line, ",\"line\":{},\"trace_id\":\"", metadata.line().unwrap_or(0));
-    for span in context.event_scope(event).into_iter().flatten() {
-        if let Some(SpanTraceId(trace_id)) = span.extensions().get::<SpanTraceId>() {
-            line.push_str(trace_id);
-            break;
-        }
-    }
-    line.push('"');
-    event.record(&mut WriteFields(line));
-    line.push_str("}\n");
-}
-
-/// The contract's words: TRACE counts as DEBUG.
-fn level_word(level: &Level) -> &'static str {
-    match *level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        Level::DEBUG | Level::TRACE => "DEBUG",
-    }
-}
-
-/// Displays a UTC time as RFC 3339 with microseconds: the one form of time in logs and answers.
-pub struct Rfc3339(pub OffsetDateTime);
-
-impl fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = self.0.to_calendar_date();
-        let (hour, minute, second, micro) = self.0.to_hms_micro();
-        let mut text = *b"....-..-..T..:..:.........Z";
-        let parts: [(std::ops::Range<usize>, u32); 7] = [
-            (0..4, year.unsigned_abs()),
-            (5..7, u8::from(month).into()),
-            (8..10, day.into()),
-            (11..13, hour.into()),
-            (14..16, minute.into()),
-            (17..19, second.into()),
-            (20..26, micro),
-        ];
-        for (place, mut number) in parts {
-            for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
-                *digit = b'0' + (number % 10) as u8;
-                number /= 10;
-            }
-        }
-        f.write_str(str::from_utf8(&text).unwrap_or_default())
-    }
-}
-
-pub(super) fn write_json_string(line: &mut String, text: &str) {
-    line.push('"');
-    Escaped(line).push(text);
-    line.push('"');
-}
-
-/// Writes text as the inside of a JSON string, so that nothing that is logged can break out of its line.
-struct Escaped<'a>(&'a mut String);
-
-impl Escaped<'_> {
-    fn push(&mut self, text: &str) {
-        // Nearly all text is printable ASCII without quotes.
-        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
-            self.0.push_str(text);
-            return;
-        }
-        let mut clean = 0;
-        for (at, character) in text.char_indices() {
-            let escape = match character {
-                '"' => "\\\"",
-                '\\' => "\\\\",
-                '\n' => "\\n",
-                '\r' => "\\r",
-                '\t' => "\\t",
-                // C1 controls and line separators are legal JSON, and still move terminals and split lines.
-                control if control.is_control() || matches!(control, '\u{2028}' | '\u{2029}') => "",
-                _ => continue,
-            };
-            self.0.push_str(text.get(clean..at).unwrap_or_default());
-            if escape.is_empty() {
-                let _ = write!(self.0, "\\u{:04x}", u32::from(character));
-            } else {
-                self.0.push_str(escape);
-            }
-            clean = at + character.len_utf8();
-        }
-        self.0.push_str(text.get(clean..).unwrap_or_default());
-    }
-}
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.push(text);
-        Ok(())
-    }
-}
-
-struct FindTraceId(Option<String>);
-
-impl Visit for FindTraceId {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.record_debug(field, &format_args!("{value}"));
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "trace_id" {
-            let mut text = String::new();
-            let _ = write!(Escaped(&mut text), "{value:?}");
-            self.0 = Some(text);
-        }
-    }
-}
-
-struct WriteMessage<'a>(&'a mut String);
-
-impl Visit for WriteMessage<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            Escaped(self.0).push(value);
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            let _ = write!(Escaped(self.0), "{value:?}");
-        }
-    }
-}
-
-struct WriteFields<'a>(&'a mut String);
-
-impl WriteFields<'_> {
-    /// Writes `,"name":` and says whether a value should follow. Names that every line has already are the line's own.
-    fn key(&mut self, field: &Field) -> bool {
-        const OURS: [&str; 8] = ["timestamp", "level", "logger", "message", "module", "function", "line", "trace_id"];
-        let name = field.name();
-        if OURS.contains(&name) || name.starts_with("log.") {
-            return false;
-        }
-        self.0.push(',');
-        write_json_string(self.0, name);
-        self.0.push(':');
-        true
-    }
-}
-
-impl Visit for WriteFields<'_> {
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        if self.key(field) {
-            self.0.push_str(if value { "true" } else { "false" });
-        }
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        if self.key(field) {
-            let _ = write!(self.0, "{value}");
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if self.key(field) {
-            let _ = write!(self.0, "{value}");
-        }
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        if self.key(field) {
-            // JSON has no NaN and no infinities.
-            let _ = if value.is_finite() { write!(self.0, "{value}") } else { write!(self.0, "\"{value}\"") };
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if self.key(field) {
-            write_json_string(self.0, value);
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if self.key(field) {
-            self.0.push('"');
-            let _ = write!(Escaped(self.0), "{value:?}");
-            self.0.push('"');
-        }
     }
 }
 
@@ -459,8 +275,18 @@ mod tests {
 
     use super::*;
 
-    /// Runs `body` under a JSON subscriber and returns the parsed lines.
-    fn lines_of(body: impl FnOnce()) -> Vec<Value> {
+    /// Runs `body` under both JSON subscribers, which make no difference, and returns the parsed lines.
+    fn lines_of(body: impl Fn()) -> Vec<Value> {
+        let [simple, of_spans] = ["debug", "debug,[none]=off"].map(|filter| lines_under(filter, &body));
+        let untimed = |lines: &[Value]| {
+            let lines = lines.iter().cloned().map(|mut line| (line["timestamp"].take(), line).1);
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(untimed(&simple), untimed(&of_spans));
+        simple
+    }
+
+    fn lines_under(filter: &str, body: &impl Fn()) -> Vec<Value> {
         #[derive(Clone, Default)]
         struct Sink(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Sink {
@@ -474,8 +300,10 @@ mod tests {
         }
         let sink = Sink::default();
         let (writer, guard) = LineWriter::start(sink.clone(), lament).unwrap();
-        let subscriber = tracing_subscriber::registry().with(filter_fn(fit_to_print)).with(JsonLines { writer });
-        tracing::subscriber::with_default(subscriber, body);
+        let settings = LogSettings { filter: filter.to_owned(), debug: false };
+        let level = LevelSwitch { filter: filter.to_owned(), raised: Arc::default() };
+        let dispatch = json_lines(&settings, &level, writer).unwrap();
+        tracing::dispatcher::with_default(&dispatch, body);
         drop(guard);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()

@@ -154,6 +154,15 @@ impl Trace {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(u128);
 
+impl TraceId {
+    /// Writes the digits without the machinery of formatting.
+    pub(super) fn write_to(self, text: &mut String) {
+        let mut digits = [b'0'; 32];
+        write_hex(&mut digits, self.0);
+        text.push_str(str::from_utf8(&digits).unwrap_or_default());
+    }
+}
+
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut digits = [b'0'; 32];

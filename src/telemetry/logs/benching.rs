@@ -5,7 +5,8 @@ use super::*;
 /// What [`install`] installs, for this thread only.
 pub(crate) fn dispatch() -> anyhow::Result<(tracing::Dispatch, LogGuard)> {
     let (writer, guard) = LineWriter::start(std::io::sink(), lament)?;
-    let (levels, level) = Levels::of(&LogSettings::default())?;
-    let lines = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print)).with(JsonLines { writer });
-    Ok((lines.into(), LogGuard { level, _writer: guard }))
+    let settings = LogSettings::default();
+    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
+    let dispatch = json_lines(&settings, &level, writer)?;
+    Ok((dispatch, LogGuard { level, _writer: guard }))
 }

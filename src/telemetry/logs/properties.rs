@@ -20,29 +20,27 @@ fn hostile() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Writes lines like the layer of the process, into memory.
-struct Lines(Arc<Mutex<String>>);
-
-impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        remember_trace_id(|found| attributes.record(found), id, &context);
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        remember_trace_id(|found| values.record(found), id, &context);
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        write_line(&mut self.0.lock().unwrap(), event, &context, OffsetDateTime::UNIX_EPOCH);
-    }
-}
-
+/// What the log of the process would hold.
 fn logged(body: impl FnOnce()) -> String {
-    let lines = Arc::new(Mutex::new(String::new()));
-    let subscriber = tracing_subscriber::registry().with(Lines(Arc::clone(&lines)));
-    tracing::subscriber::with_default(subscriber, body);
-    let lines = lines.lock().unwrap();
-    lines.clone()
+    #[derive(Clone)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let (writer, guard) = LineWriter::start(Sink(Arc::clone(&text)), lament).unwrap();
+    let settings = LogSettings::default();
+    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
+    tracing::dispatcher::with_default(&json_lines(&settings, &level, writer).unwrap(), body);
+    drop(guard);
+    let text = text.lock().unwrap().clone();
+    String::from_utf8(text).unwrap()
 }
 
 /// The one line, read; the test fails if it is not one line of one object.

@@ -3,30 +3,32 @@
 //! Lines wait in a bounded queue. What finds no room there is dropped and counted, and the log itself says how many lines it lacks.
 //! At the end everything that waits is written, unless nobody reads for seconds; then stderr is told.
 
-use std::io::{self, BufWriter, Write};
+use std::cell::RefCell;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+use crate::telemetry::lines::{Lines, Taken};
 
 /// How many lines may wait for stdout.
 const QUEUED_LINES: usize = 8_192;
 /// How long the thread collects lines before it writes them in one go: a wake-up and a system call for each line would cost more
 /// than the line.
-const COLLECTING: Duration = Duration::from_millis(5);
+const COLLECTING: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for somebody to read the last lines.
 const LAST_LINES: Duration = Duration::from_secs(3);
+/// What a long line needed is given back.
+const KEPT_BYTES: usize = 16 * 1024;
 
-enum Message {
-    Line(Vec<u8>),
-    /// Nothing more will come that matters.
-    Finish(SyncSender<()>),
-}
+/// Told when the last line is written.
+type End = SyncSender<()>;
 
 /// The way to the thread; each write is one line.
 #[derive(Clone)]
-pub(super) struct LineWriter {
-    queue: SyncSender<Message>,
+pub(in crate::telemetry) struct LineWriter {
+    lines: Arc<Lines<End>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -36,26 +38,43 @@ impl LineWriter {
         out: impl Write + Send + 'static,
         lament: fn(u64) -> String,
     ) -> io::Result<(Self, WriterGuard)> {
-        let (queue, lines) = sync_channel(QUEUED_LINES);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let out = BufWriter::with_capacity(64 * 1024, out);
+        let (lines, dropped) = (Arc::new(Lines::new(QUEUED_LINES)), Arc::new(AtomicU64::new(0)));
         let writer = Writer { out, lament, dropped: Arc::clone(&dropped), told: 0 };
-        std::thread::Builder::new().name("logs".to_owned()).spawn(move || writer.run(&lines))?;
-        let guard = WriterGuard { queue: queue.clone() };
-        Ok((Self { queue, dropped }, guard))
+        let arriving = Arc::clone(&lines);
+        std::thread::Builder::new().name("logs".to_owned()).spawn(move || writer.run(&arriving))?;
+        Ok((Self { lines: Arc::clone(&lines), dropped }, WriterGuard { lines }))
     }
 
     /// How many lines were dropped so far, for whoever counts them.
     pub(super) fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.dropped)
     }
+
+    /// Hands over the line that `write` writes, or counts it as dropped.
+    pub(in crate::telemetry) fn write_line(&self, write: impl FnOnce(&mut String)) {
+        thread_local! {
+            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+        }
+        LINE.with(|line| {
+            // Re-entered only if a `Display` of a field logs by itself: then that inner event is given up.
+            let Ok(mut line) = line.try_borrow_mut() else { return };
+            line.clear();
+            write(&mut line);
+            self.hand_over(line.as_bytes());
+            line.shrink_to(KEPT_BYTES);
+        });
+    }
+
+    fn hand_over(&self, line: &[u8]) {
+        if !self.lines.add(line) {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
-            self.dropped.fetch_add(1, Relaxed);
-        }
+        self.hand_over(line);
         Ok(line.len())
     }
 
@@ -66,32 +85,22 @@ impl Write for LineWriter {
 
 /// Dropping it writes what is still queued.
 pub(super) struct WriterGuard {
-    queue: SyncSender<Message>,
+    lines: Arc<Lines<End>>,
 }
 
 impl Drop for WriterGuard {
-    #[expect(clippy::disallowed_methods, reason = "the process ends: there is no other work to keep waiting")]
     #[expect(clippy::print_stderr, reason = "stdout is what does not work")]
     fn drop(&mut self) {
-        let deadline = Instant::now() + LAST_LINES;
         let (finished, end) = sync_channel(1);
-        let mut message = Message::Finish(finished);
-        let finished = loop {
-            match self.queue.try_send(message) {
-                Ok(()) => break end.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok(),
-                Err(TrySendError::Full(unsent)) if Instant::now() < deadline => message = unsent,
-                Err(_) => break false,
-            }
-            std::thread::sleep(COLLECTING);
-        };
-        if !finished {
+        self.lines.close(finished);
+        if end.recv_timeout(LAST_LINES).is_err() {
             eprintln!("mcp-server: the last log lines are lost, for stdout takes none");
         }
     }
 }
 
 struct Writer<W: Write> {
-    out: BufWriter<W>,
+    out: W,
     lament: fn(u64) -> String,
     dropped: Arc<AtomicU64>,
     told: u64,
@@ -99,41 +108,38 @@ struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
-    fn run(mut self, lines: &Receiver<Message>) {
-        let mut waiting: Option<Message> = lines.recv().ok();
-        let mut finished = None;
-        while let Some(message) = waiting.take() {
-            match message {
-                Message::Line(line) => self.write(&line),
-                Message::Finish(end) => finished = Some(end),
-            }
-            waiting = lines.try_recv().ok();
-            if waiting.is_some() {
-                continue;
-            }
+    fn run(mut self, lines: &Lines<End>) {
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            let Taken { end, .. } = lines.take(&mut text, Duration::from_secs(3_600));
+            self.write(&text);
             self.tell_of_dropped_lines();
-            if self.out.flush().is_err() {
-                // Whatever it was, the lines that come may fare better.
-                self.dropped.fetch_add(1, Relaxed);
-            }
-            if let Some(end) = finished.take() {
+            if let Some(end) = end {
                 let _ = end.send(());
+                return;
             }
             std::thread::sleep(COLLECTING);
-            waiting = loop {
-                match lines.recv_timeout(Duration::from_secs(3_600)) {
-                    Ok(message) => break Some(message),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break None,
-                }
-            };
         }
     }
 
-    fn write(&mut self, line: &[u8]) {
-        if self.out.write_all(line).is_err() {
-            self.dropped.fetch_add(1, Relaxed);
+    fn write(&mut self, mut text: &[u8]) {
+        while !text.is_empty() {
+            match self.out.write(text) {
+                Ok(written @ 1..) => text = text.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whatever it was, the lines that come may fare better.
+                Ok(_) | Err(_) => return self.drop_lines(text),
+            }
         }
+        if self.out.flush().is_err() {
+            self.drop_lines(b"\n");
+        }
+    }
+
+    fn drop_lines(&self, text: &[u8]) {
+        let lines = text.iter().filter(|byte| **byte == b'\n').count();
+        self.dropped.fetch_add(lines as u64, Relaxed);
     }
 
     fn tell_of_dropped_lines(&mut self) {
@@ -149,7 +155,8 @@ impl<W: Write> Writer<W> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc;
+    use std::sync::mpsc::{self, Receiver};
+    use std::time::Instant;
 
     use super::*;
 
