@@ -143,7 +143,8 @@ impl App {
         let tools = ToolServer::new(wiring, |tool, writes| settings.tools.allows(tool, writes));
         let guard = inbound.map(|(inbound, verifier)| {
             let told = (Arc::clone(&metrics), Arc::clone(&audit));
-            Guard::new(inbound, &settings.identity.authority, verifier, told, tools.permissions())
+            let (rate_limit, authority) = (&settings.web.rate_limit, &settings.identity.authority);
+            Guard::new(inbound, rate_limit, authority, verifier, told, tools.permissions())
         });
         let (metrics_of_web, timeout) = (Arc::clone(&metrics), settings.backend.timeout);
         let web = Web::new(&settings.web, tools, metrics_of_web, Arc::clone(&health), timeout, guard);

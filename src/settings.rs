@@ -291,7 +291,8 @@ pub struct WebSettings {
     pub allowed_origins: Vec<String>,
     /// `TRUSTED_PROXIES`: whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// `RATE_LIMIT_PER_CALLER`, `RATE_LIMIT_PER_ADDRESS`, `RATE_LIMIT_BURST` and `MAX_IN_FLIGHT_PER_CALLER`.
+    /// `RATE_LIMIT_PER_CALLER`, `RATE_LIMIT_PER_ADDRESS`, `RATE_LIMIT_REFUSED_TOKENS`, `RATE_LIMIT_BURST` and
+    /// `MAX_IN_FLIGHT_PER_CALLER`.
     pub rate_limit: RateLimitSettings,
     /// `MAX_REQUEST_BYTES`.
     pub max_request_bytes: usize,
@@ -314,14 +315,17 @@ pub struct WebSettings {
 /// How much one caller may ask of one replica.
 ///
 /// Callers with an identity are limited by default: the identity is theirs alone. Addresses are not: everybody behind one gateway
-/// has the gateway's, and a limit meant for one client would be one for all of them.
+/// has the gateway's, and a limit meant for one client would be one for all of them. Refused tokens are counted by address all the
+/// same, for there is nothing else to count them by; who had a good token before does not feel it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimitSettings {
     /// Requests a second of one caller with an identity; 0 means no limit.
     pub per_caller: f64,
     /// Requests a second of one client address, of callers without an identity; 0 means no limit.
     pub per_address: f64,
-    /// Requests that may come at once.
+    /// Refused tokens a second of one client address; 0 means no limit.
+    pub refused_tokens: f64,
+    /// Requests that may come at once, and tokens that may be refused at once.
     pub burst: u32,
     /// `MAX_IN_FLIGHT_PER_CALLER`: requests at the same time of one caller with an identity; 0 means no limit.
     pub in_flight: u32,
@@ -329,7 +333,7 @@ pub struct RateLimitSettings {
 
 impl Default for RateLimitSettings {
     fn default() -> RateLimitSettings {
-        RateLimitSettings { per_caller: 100.0, per_address: 0.0, burst: 200, in_flight: 256 }
+        RateLimitSettings { per_caller: 100.0, per_address: 0.0, refused_tokens: 100.0, burst: 200, in_flight: 256 }
     }
 }
 
@@ -541,6 +545,7 @@ fn rate_limit(reader: &mut Reader<'_, impl Vars>) -> RateLimitSettings {
     RateLimitSettings {
         per_caller: reader.optional("RATE_LIMIT_PER_CALLER", parse::rate, defaults.per_caller),
         per_address: reader.optional("RATE_LIMIT_PER_ADDRESS", parse::rate, defaults.per_address),
+        refused_tokens: reader.optional("RATE_LIMIT_REFUSED_TOKENS", parse::rate, defaults.refused_tokens),
         burst: reader.optional("RATE_LIMIT_BURST", parse::burst, defaults.burst),
         in_flight: reader.optional("MAX_IN_FLIGHT_PER_CALLER", parse::in_flight, defaults.in_flight),
     }

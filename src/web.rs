@@ -14,6 +14,7 @@ mod problem;
 #[cfg(test)]
 mod properties;
 mod rate;
+mod refusals;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;

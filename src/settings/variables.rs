@@ -206,9 +206,14 @@ pub const VARIABLES: &[Variable] = &[
         "The same for one client address, of callers without an identity; off, because all clients of one gateway share its address.",
     ),
     optional(
+        "RATE_LIMIT_REFUSED_TOKENS",
+        "100",
+        "With INBOUND_AUTH=entra: refused tokens a second from one client address, from 0 (no limit) to 10000; beyond that, tokens that were not good before get 429 unchecked.",
+    ),
+    optional(
         "RATE_LIMIT_BURST",
         "200",
-        "MCP requests that a caller may send at once before either rate limit counts, from 1 to 65536.",
+        "MCP requests that may come, and tokens that may be refused, at once before a rate limit counts, from 1 to 65536.",
     ),
     optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
     optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),

@@ -261,16 +261,19 @@ pub enum Shed {
     Breaker,
     /// `RATE_LIMIT_PER_CALLER` or `RATE_LIMIT_PER_ADDRESS`.
     Caller,
+    /// `RATE_LIMIT_REFUSED_TOKENS`.
+    RefusedTokens,
 }
 
 impl Shed {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 7] = [
         (Self::Connections, "connections"),
         (Self::Server, "server"),
         (Self::Tool, "tool"),
         (Self::Backend, "backend"),
         (Self::Breaker, "breaker"),
         (Self::Caller, "caller"),
+        (Self::RefusedTokens, "refused_tokens"),
     ];
 }
 

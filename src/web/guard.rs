@@ -3,7 +3,9 @@
 //! Takes the caller's token off the request, has it checked, and leaves a [`Caller`] in its place: nothing behind the door can
 //! keep, log or pass on what it never sees. Every refusal, also that of one tool, is answered by [`Guard::refuse`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -17,17 +19,18 @@ use tracing::{info, warn};
 use url::Url;
 
 use super::problem;
-use crate::auth::{Caller, Permission, Refusal, Verdict, Verifier, v2_issuer};
+use super::refusals::RefusalLimit;
+use crate::auth::{Caller, Identity, Permission, Refusal, Verdict, Verifier, v2_issuer};
 use crate::problem::{ErrorCode, Problem};
-use crate::settings::EntraInbound;
+use crate::settings::{EntraInbound, RateLimitSettings};
 use crate::telemetry::audit::{Audit, Event};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, Shed};
 use crate::telemetry::trace::RequestTrace;
 
 /// Where RFC 9728 puts the metadata; the resource's path follows.
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 /// How long a client may wait before it asks again when there are no keys.
-const KEYS_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+const KEYS_PAUSE: Duration = Duration::from_secs(2);
 
 /// What stood in `Authorization`, on its way from the front of the server to the door. It has no `Debug`.
 #[derive(Clone)]
@@ -76,6 +79,7 @@ pub struct Guard {
     verifier: Arc<Verifier>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
+    refusal_limit: Option<RefusalLimit>,
     /// What stands before the names of scopes in requests for tokens: Entra wants them qualified, tokens have them short.
     scope_prefix: String,
     settings: EntraInbound,
@@ -89,6 +93,7 @@ impl Guard {
     /// `offered` are the permissions that some tool wants.
     pub fn new(
         settings: &EntraInbound,
+        rate_limit: &RateLimitSettings,
         authority: &Url,
         verifier: Arc<Verifier>,
         (metrics, audit): (Arc<Metrics>, Arc<Audit>),
@@ -113,6 +118,7 @@ impl Guard {
             verifier,
             metrics,
             audit,
+            refusal_limit: RefusalLimit::new(rate_limit),
             scope_prefix,
             metadata_url: format!(
                 "{}{WELL_KNOWN}{}",
@@ -147,11 +153,17 @@ impl Guard {
         let Some(caller) = request.extensions_mut().remove::<Caller>() else {
             return Err(Box::new(problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal())));
         };
-        let identity = match presented.token() {
-            Ok(token) => self.verifier.verify(token).await,
+        let checked = match presented.token() {
+            Ok(token) => match self.check(token, caller.address()).await {
+                Ok(checked) => checked,
+                Err(wait) => {
+                    self.metrics.shed(Shed::RefusedTokens);
+                    return Err(Box::new(problem::too_many_refused_tokens(wait)));
+                }
+            },
             Err(refusal) => Err(refusal),
         };
-        match identity {
+        match checked {
             Ok(identity) => {
                 let caller = caller.identified(identity);
                 request.extensions_mut().insert(caller.clone());
@@ -159,6 +171,15 @@ impl Guard {
             }
             Err(refusal) => Err(Box::new(self.refuse(refusal, &caller, request.extensions().get()))),
         }
+    }
+
+    /// What the token is worth, unless too many from its address were worth nothing.
+    async fn check(&self, token: &str, address: IpAddr) -> Result<Result<Identity, Refusal>, Duration> {
+        let Some(limit) = &self.refusal_limit else { return Ok(self.verifier.verify(token).await) };
+        limit.admit(address, token)?;
+        let checked = self.verifier.verify(token).await;
+        limit.checked(address, token, &checked);
+        Ok(checked)
     }
 
     /// The one place where a caller is refused for who they are or what they may do: it is written down here, and answered.

@@ -66,11 +66,24 @@ pub(super) fn overloaded(message: &str) -> Response {
 
 /// This caller has asked enough for now.
 pub(super) fn too_many_requests(wait: Duration) -> Response {
-    let mut problem = Problem::new(
-        ErrorCode::ServiceError,
+    wait_longer(
+        wait,
         "This caller sends more requests than the server takes from one caller. Nothing was done; wait for `retry_after_seconds`, \
          and send fewer.",
-    );
+    )
+}
+
+/// So many tokens from this address were refused that another one is not looked at now.
+pub(super) fn too_many_refused_tokens(wait: Duration) -> Response {
+    wait_longer(
+        wait,
+        "Too many tokens from this address were refused, so this one was not looked at: it may be good. Nothing was done; wait for \
+         `retry_after_seconds`, and send it again.",
+    )
+}
+
+fn wait_longer(wait: Duration, message: &str) -> Response {
+    let mut problem = Problem::new(ErrorCode::ServiceError, message);
     problem.details.retryable = true;
     // In whole seconds, so that header and body agree and nobody comes too early.
     problem.details.retry_after_seconds = Some(Duration::from_secs(wait.as_secs_f64().ceil().max(1.0) as u64));

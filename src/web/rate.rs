@@ -30,7 +30,7 @@ pub(super) struct RateLimit {
 impl RateLimit {
     pub(super) fn new(settings: &RateLimitSettings) -> Self {
         let buckets = |per_second: f64, at_once: u32| {
-            (per_second > 0.0 || at_once > 0).then(|| Buckets::new(per_second, settings.burst, at_once))
+            (per_second > 0.0 || at_once > 0).then(|| Buckets::new(per_second, settings.burst, at_once, REMEMBERED))
         };
         Self { callers: buckets(settings.per_caller, settings.in_flight), addresses: buckets(settings.per_address, 0) }
     }
@@ -58,7 +58,7 @@ impl Drop for Seat {
 }
 
 /// A client has one IPv4 address, and of IPv6 a whole network of 64 bits to choose from.
-fn household(address: IpAddr) -> IpAddr {
+pub(super) fn household(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -66,7 +66,7 @@ fn household(address: IpAddr) -> IpAddr {
 }
 
 /// Buckets of one size.
-struct Buckets {
+pub(super) struct Buckets {
     /// Nanoseconds in which one request comes in; 0 fills a bucket at once.
     per_request: u64,
     size: u64,
@@ -86,7 +86,7 @@ struct Bucket {
 }
 
 impl Buckets {
-    fn new(per_second: f64, burst: u32, at_once: u32) -> Self {
+    pub(super) fn new(per_second: f64, burst: u32, at_once: u32, remembered: usize) -> Self {
         // The cast keeps to what fits.
         let per_request = if per_second > 0.0 { (1e9 / per_second) as u64 } else { 0 };
         Self {
@@ -95,11 +95,11 @@ impl Buckets {
             at_once,
             since: Instant::now(),
             secret: RandomState::new(),
-            of: Cache::new(REMEMBERED),
+            of: Cache::new(remembered),
         }
     }
 
-    fn take(&self, who: impl std::hash::Hash) -> Result<Seat, Duration> {
+    pub(super) fn take(&self, who: impl std::hash::Hash) -> Result<Seat, Duration> {
         // Two callers whose keyed hashes are the same would share a bucket: nobody can bring that about.
         let key = self.secret.hash_one(who);
         let Ok(bucket) = self.of.get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(Arc::default()));
@@ -111,20 +111,29 @@ impl Buckets {
         self.fill(&seat.0.full_at).map(|()| seat)
     }
 
+    /// How long it takes until there is something in the bucket, if it is empty. Takes nothing.
+    pub(super) fn wait(&self, who: impl std::hash::Hash) -> Option<Duration> {
+        let bucket = self.of.get(&self.secret.hash_one(who))?;
+        self.with_one_less(bucket.full_at.load(Relaxed)).err()
+    }
+
     fn fill(&self, full_at: &AtomicU64) -> Result<(), Duration> {
-        let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut seen = full_at.load(Relaxed);
         loop {
-            let next = seen.max(now).saturating_add(self.per_request);
-            let missing = next.saturating_sub(now);
-            if missing > self.size {
-                return Err(Duration::from_nanos(missing - self.size));
-            }
+            let next = self.with_one_less(seen)?;
             match full_at.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(current) => seen = current,
             }
         }
+    }
+
+    /// When a bucket will be full again once one more is taken out of it, or how long it takes until there is one.
+    fn with_one_less(&self, full_at: u64) -> Result<u64, Duration> {
+        let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let next = full_at.max(now).saturating_add(self.per_request);
+        let missing = next.saturating_sub(now);
+        if missing > self.size { Err(Duration::from_nanos(missing - self.size)) } else { Ok(next) }
     }
 }
 
@@ -137,7 +146,7 @@ mod tests {
     }
 
     fn limit(per_address: f64, burst: u32) -> RateLimit {
-        RateLimit::new(&RateLimitSettings { per_caller: 0.0, per_address, burst, in_flight: 0 })
+        RateLimit::new(&RateLimitSettings { per_address, burst, ..RateLimitSettings::default() })
     }
 
     #[tokio::test(start_paused = true)]
@@ -216,7 +225,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_keeps_all_their_seats_gets_no_other_until_one_is_free_and_a_refusal_takes_none() {
         for per_second in [0.0, 1_000.0] {
-            let buckets = Buckets::new(per_second, 1_000, 3);
+            let buckets = Buckets::new(per_second, 1_000, 3, REMEMBERED);
             let mut seats: Vec<_> = (0..3).map(|_| buckets.take("a").unwrap()).collect();
             for _ in 0..10 {
                 assert_eq!(buckets.take("a").unwrap_err(), Duration::from_secs(1));

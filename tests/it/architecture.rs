@@ -55,7 +55,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["rcgen", "tokio_rustls"], &["src/demo"]),
     (&["sha2"], &["src/demo", "src/identity/on_behalf_of.rs"]),
     (&["base64"], &["src/demo", "src/web/guard.rs"]),
-    (&["quick_cache"], &["src/identity/on_behalf_of.rs", "src/web/rate.rs"]),
+    (&["quick_cache"], &["src/identity/on_behalf_of.rs", "src/web/rate.rs", "src/web/refusals.rs"]),
     (&["ipnet"], &["src/settings", "src/web"]),
     (&["std::env", "env"], &["src/settings"]),
 ];

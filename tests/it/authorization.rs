@@ -648,7 +648,7 @@ async fn without_keys_callers_are_told_to_wait_and_the_server_is_not_ready() {
 
 #[tokio::test]
 async fn a_rotated_key_counts_at_once_and_made_up_ones_cause_no_fetches() {
-    let app = TestApp::guarded().await;
+    let app = TestApp::guarded_with(|_| {}, |settings| settings.web.rate_limit.refused_tokens = 0.0).await;
     let (entra, era) = (&app.stand_ins.entra, Era::Modern);
     let old = app.token(DemoCaller::Reader);
     let status = async |token: &str| app.send_as(token, era, "tools/list", json!({})).await.status().as_u16();

@@ -122,8 +122,13 @@ async fn an_identity_is_one_caller_whatever_token_or_address_it_comes_with() {
         |_| {},
         |settings| {
             settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
-            settings.web.rate_limit =
-                RateLimitSettings { per_caller: NONE_COMES_IN, per_address: 0.0, burst: 4, in_flight: 0 };
+            settings.web.rate_limit = RateLimitSettings {
+                per_caller: NONE_COMES_IN,
+                per_address: 0.0,
+                refused_tokens: 0.0,
+                burst: 4,
+                in_flight: 0,
+            };
         },
     )
     .await;
@@ -175,4 +180,72 @@ async fn one_caller_with_slow_calls_leaves_room_for_the_others() {
     app.stand_ins.backend.set_fault([]);
     until(async || status(call(&app, "").bearer_auth(&noisy).send().await) == 200).await;
     slow.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Tokens are wanted, from clients behind a proxy on loopback, and so many may be refused for each of them.
+async fn limited_in_refusals(refused_tokens: f64, burst: u32) -> TestApp {
+    TestApp::guarded_with(
+        |_| {},
+        |settings| {
+            settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.web.rate_limit =
+                RateLimitSettings { per_caller: 0.0, refused_tokens, burst, ..RateLimitSettings::default() };
+        },
+    )
+    .await
+}
+
+/// The token of the reader with the signature of another one.
+fn forged(app: &TestApp, number: usize) -> String {
+    let (genuine, other) = (app.token(DemoCaller::Reader), app.token_with(DemoCaller::Writer, json!({ "n": number })));
+    let (message, _) = genuine.rsplit_once('.').unwrap();
+    let (_, signature) = other.rsplit_once('.').unwrap();
+    format!("{message}.{signature}")
+}
+
+#[tokio::test]
+async fn a_flood_of_forged_tokens_is_not_checked_and_keeps_nobody_out_who_was_in() {
+    let app = limited_in_refusals(NONE_COMES_IN, 5).await;
+    let ask = async |token: &str, client: &str| call(&app, client).bearer_auth(token).send().await.unwrap();
+    let status = async |token: &str, client: &str| ask(token, client).await.status().as_u16();
+    let known = app.token(DemoCaller::Writer);
+    assert_eq!(status(&known, "203.0.113.7").await, 200);
+    let mut answers = Vec::new();
+    for number in 0..40 {
+        answers.push(status(&forged(&app, number), "203.0.113.7").await);
+        assert_eq!(status(&known, "203.0.113.7").await, 200, "a neighbour with a token that was good before");
+    }
+    assert_eq!((&answers[..5], &answers[5..]), (&[401; 5][..], &[429; 35][..]));
+    let refused = ask(&forged(&app, 40), "203.0.113.7").await;
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((900..=1_000).contains(&wait), "{wait}");
+    assert!(refused.headers().get("www-authenticate").is_none(), "another token would not help");
+    let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    assert_eq!((&problem["error"], &problem["details"]["retryable"]), (&json!("SERVICE_ERROR"), &json!(true)));
+    // A new token waits like a bad one, for only a check could tell them apart; elsewhere it is good.
+    let new = app.token(DemoCaller::Reader);
+    assert_eq!((status(&new, "203.0.113.7").await, status(&new, "203.0.113.8").await), (429, 200));
+    assert_eq!(status(&new, "203.0.113.7").await, 200, "and is known from then on");
+    let without = call(&app, "203.0.113.7").send().await.unwrap();
+    assert_eq!(without.status(), 401, "whoever has no token is told where to get one");
+    assert_eq!(app.metric(r#"mcp_server_shed_total{limit="refused_tokens"}"#).await, 37.0);
+    assert_eq!(app.metric(r#"mcp_server_callers_refused_total{reason="signature"}"#).await, 5.0);
+}
+
+#[tokio::test]
+async fn what_may_be_refused_comes_back_with_time_and_good_tokens_cost_none_of_it() {
+    let app = limited_in_refusals(20.0, 2).await;
+    let status = async |token: &str| call(&app, "").bearer_auth(token).send().await.unwrap().status().as_u16();
+    let new = async |number: usize| status(&app.token_with(DemoCaller::Reader, json!({ "uti": number }))).await;
+    for number in 0..20 {
+        assert_eq!(new(number).await, 200);
+    }
+    let flood = futures_util::future::join_all((0..40).map(|_| status("garbage"))).await;
+    assert!(flood.contains(&401) && flood.contains(&429), "{flood:?}");
+    until(async || new(20).await == 200).await;
+
+    let unlimited = limited_in_refusals(0.0, 1).await;
+    for _ in 0..50 {
+        assert_eq!(call(&unlimited, "").bearer_auth("garbage").send().await.unwrap().status(), 401);
+    }
 }
