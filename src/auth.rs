@@ -202,6 +202,8 @@ pub enum Refusal {
     ToolPermission(Lacked),
     /// There are no keys to check it with.
     KeysUnavailable,
+    /// Its key is unknown, keys are being fetched, and too many wait for them already.
+    KeysAwaited,
 }
 
 /// How a refusal is answered.
@@ -223,7 +225,7 @@ pub enum Verdict {
 
 impl Refusal {
     /// All of them: the closed set of words that logs and metrics may use.
-    pub const WORDS: [&str; 20] = [
+    pub const WORDS: [&str; 21] = [
         "no_token",
         "malformed_header",
         "malformed_token",
@@ -244,6 +246,7 @@ impl Refusal {
         "no_permission",
         "tool_permission",
         "keys_unavailable",
+        "keys_awaited",
     ];
 
     /// The word for it.
@@ -269,6 +272,7 @@ impl Refusal {
             Self::NoPermission => "no_permission",
             Self::ToolPermission(_) => "tool_permission",
             Self::KeysUnavailable => "keys_unavailable",
+            Self::KeysAwaited => "keys_awaited",
         }
     }
 
@@ -279,7 +283,7 @@ impl Refusal {
             Self::MalformedHeader => Verdict::Malformed,
             Self::NoPermission | Self::ToolPermission(_) => Verdict::InsufficientScope,
             Self::Client => Verdict::Forbidden,
-            Self::KeysUnavailable => Verdict::Unavailable,
+            Self::KeysUnavailable | Self::KeysAwaited => Verdict::Unavailable,
             Self::MalformedToken
             | Self::Algorithm
             | Self::NoKeyId
@@ -326,6 +330,9 @@ impl Refusal {
                 "The token does not grant the permission that this tool wants: ask for its scope, or have its app role assigned to the app."
             }
             Self::KeysUnavailable => "The server cannot check tokens yet: it has not been able to fetch Entra's keys.",
+            Self::KeysAwaited => {
+                "The server does not know the token's key. It is fetching Entra's keys, and has no room for another request to wait for them."
+            }
         }
     }
 }

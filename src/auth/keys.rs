@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use jsonwebtoken::{DecodingKey, DecodingKeyKind};
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, error_span, info, warn};
@@ -31,6 +31,9 @@ const LAST_COOL_DOWN: Duration = Duration::from_secs(30);
 /// One fetch, and how long a request waits for one.
 const FETCH: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(3);
+/// Requests that may wait for a fetch. When Entra signs with a key that is new to us the first callers do; the others, like those who
+/// make key ids up, are to come again.
+pub(super) const WAITING: usize = 64;
 /// Entra's sets have some ten KiB, with certificates.
 const MAX_BODY: usize = 512 * 1024;
 const MAX_KEYS: usize = 64;
@@ -120,9 +123,14 @@ struct KeySet {
     use_until: Instant,
 }
 
-/// There are no keys to check anything with, so nothing can be said about any token.
+/// Why nothing can be said about a token now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NoKeys;
+pub(super) enum Undecided {
+    /// There are no keys to check anything with.
+    NoKeys,
+    /// Its key may be among those that are being fetched, and as many requests as may wait for them already.
+    Crowded,
+}
 
 /// The keys of one tenant. Dropping it stops the background work.
 pub(super) struct TenantKeys {
@@ -134,6 +142,7 @@ struct State {
     held: ArcSwapOption<KeySet>,
     progress: watch::Sender<Progress>,
     wanted: Notify,
+    room: Semaphore,
 }
 
 /// What a request with an unknown key id has to know.
@@ -155,6 +164,7 @@ impl TenantKeys {
             held: ArcSwapOption::empty(),
             progress: watch::Sender::new(progress),
             wanted: Notify::new(),
+            room: Semaphore::new(WAITING),
         });
         let span = error_span!("signing_keys", tenant);
         let driver = drive(Arc::clone(&state), source, tenant, issuer).instrument(span);
@@ -166,8 +176,9 @@ impl TenantKeys {
         self.state.usable().is_some()
     }
 
-    /// The key with this id: at once if it is held; after one fetch if nobody has seen it and it is time for one.
-    pub(super) async fn find(&self, kid: &str) -> Result<Option<Arc<Key>>, NoKeys> {
+    /// The key with this id: at once if it is held; after one fetch if nobody has seen it, it is time for one, and
+    /// there is room to wait.
+    pub(super) async fn find(&self, kid: &str) -> Result<Option<Arc<Key>>, Undecided> {
         if let Some(key) = self.state.look(kid)? {
             return Ok(Some(key));
         }
@@ -176,6 +187,7 @@ impl TenantKeys {
         if !self.state.ask_for_more() {
             return Ok(None);
         }
+        let _room = self.state.room.try_acquire().map_err(|_full| Undecided::Crowded)?;
         let _ = timeout(FETCH, progress.wait_for(|progress| progress.rounds != rounds)).await;
         self.state.look(kid)
     }
@@ -188,8 +200,8 @@ impl State {
         usable.then_some(held)
     }
 
-    fn look(&self, kid: &str) -> Result<Option<Arc<Key>>, NoKeys> {
-        let held = self.usable().ok_or(NoKeys)?;
+    fn look(&self, kid: &str) -> Result<Option<Arc<Key>>, Undecided> {
+        let held = self.usable().ok_or(Undecided::NoKeys)?;
         Ok(held.as_ref().and_then(|set| set.keys.get(kid)).map(Arc::clone))
     }
 

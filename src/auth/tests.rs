@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::time::{Instant, advance};
 use url::Url;
 
-use super::keys::{KeySource, NoKeys, TenantKeys};
+use super::keys::{KeySource, TenantKeys, Undecided, WAITING};
 use super::*;
 use crate::demo::entra::{API_APP_ID, DemoCaller, EntraOptions, StandInEntra, TENANT_ID, TokenVersion};
 use crate::settings::EntraInbound;
@@ -84,7 +85,7 @@ async fn settle() {
 }
 
 /// Whether the key is found.
-async fn finds(keys: &TenantKeys, kid: &str) -> Result<bool, NoKeys> {
+async fn finds(keys: &TenantKeys, kid: &str) -> Result<bool, Undecided> {
     Ok(keys.find(kid).await?.is_some())
 }
 
@@ -108,7 +109,7 @@ async fn keys_are_fetched_at_start_and_hourly_and_the_last_good_set_is_kept_for_
         assert_eq!(finds(&keys, "b").await, Ok(true));
     }
     advance(61 * MINUTE).await;
-    assert_eq!((finds(&keys, "b").await, keys.has_keys()), (Err(NoKeys), false));
+    assert_eq!((finds(&keys, "b").await, keys.has_keys()), (Err(Undecided::NoKeys), false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +148,7 @@ async fn without_any_keys_attempts_go_on_and_nobody_waits() {
     let begin = Instant::now();
     settle().await;
     for (pause, fetches) in [(5, 2), (10, 3), (20, 4), (30, 5), (30, 6)] {
-        assert_eq!(finds(&keys, "a").await, Err(NoKeys));
+        assert_eq!(finds(&keys, "a").await, Err(Undecided::NoKeys));
         advance(Duration::from_secs(pause)).await;
         settle().await;
         assert_eq!(source.fetches(), fetches, "after {:?}", begin.elapsed());
@@ -159,8 +160,8 @@ async fn an_unknown_key_id_causes_one_fetch_in_five_minutes_whoever_asks() {
     let source = Scripted::new([Answer::Keys(&["a"]), Answer::Keys(&["a", "b"]), Answer::Keys(&["a", "b", "c"])]);
     let keys = start(&source);
     settle().await;
-    // Everybody who asks while the one fetch runs gets what it brings.
-    let asks = futures_util::future::join_all((0..2_000).map(|_| finds(&keys, "b"))).await;
+    // Everybody who waits for the one fetch gets what it brings.
+    let asks = futures_util::future::join_all((0..WAITING).map(|_| finds(&keys, "b"))).await;
     assert!(asks.iter().all(|found| *found == Ok(true)));
     assert_eq!(source.fetches(), 2);
     for number in 0..2_000 {
@@ -171,6 +172,27 @@ async fn an_unknown_key_id_causes_one_fetch_in_five_minutes_whoever_asks() {
     advance(Duration::from_secs(1)).await;
     assert_eq!((finds(&keys, "c").await, source.fetches()), (Ok(true), 3));
     assert_eq!((finds(&keys, "d").await, source.fetches()), (Ok(false), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_wait_for_a_fetch_and_the_others_are_told_at_once_to_come_again() {
+    let source = Scripted::new([Answer::Keys(&["a"]), Answer::Hangs]);
+    let keys = start(&source);
+    settle().await;
+    let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(finds(&keys, "b"))).collect();
+    for one in &mut waiting {
+        assert!(one.now_or_never().is_none());
+    }
+    let begin = Instant::now();
+    for number in 0..1_000 {
+        assert_eq!(finds(&keys, &format!("made-up-{number}")).await, Err(Undecided::Crowded));
+    }
+    assert_eq!((finds(&keys, "a").await, begin.elapsed()), (Ok(true), Duration::ZERO), "a known key needs no room");
+    drop(waiting.pop());
+    waiting.push(Box::pin(finds(&keys, "b")));
+    let found = futures_util::future::join_all(waiting).await;
+    assert!(found.iter().all(|found| *found == Ok(false)), "who leaves makes room");
+    assert_eq!((finds(&keys, "b").await, source.fetches()), (Ok(false), 2), "nobody waits where nothing is fetched");
 }
 
 #[tokio::test(start_paused = true)]

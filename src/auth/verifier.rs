@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 use uuid::Uuid;
 
-use super::keys::{KeyEndpoint, KeySource, NoKeys, TenantKeys};
+use super::keys::{KeyEndpoint, KeySource, TenantKeys, Undecided};
 use super::{Identity, Permissions, Refusal};
 use crate::settings::{EntraInbound, PermissionNames};
 
@@ -147,8 +147,11 @@ impl Verifier {
         let kid = header.kid.filter(|kid| !kid.is_empty()).ok_or(Refusal::NoKeyId)?;
         let Unverified { iss } = dangerous::insecure_decode_claims(token).map_err(|_| Refusal::MalformedToken)?;
         let (tenant, issuer) = self.issuer(&iss).ok_or(Refusal::Issuer)?;
-        let key = tenant.keys.find(&kid).await.map_err(|NoKeys| Refusal::KeysUnavailable)?;
-        let key = key.ok_or(Refusal::UnknownKey)?;
+        let key = match tenant.keys.find(&kid).await {
+            Ok(key) => key.ok_or(Refusal::UnknownKey)?,
+            Err(Undecided::NoKeys) => return Err(Refusal::KeysUnavailable),
+            Err(Undecided::Crowded) => return Err(Refusal::KeysAwaited),
+        };
         if !key.issuer_fits {
             return Err(Refusal::KeyIssuer);
         }

@@ -1,7 +1,9 @@
 //! Who may call: tokens and headers of every kind, what each role sees and may do, and where a caller's token never gets.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use mcp_server::demo::entra::{
     AGENT_CLIENT_ID, API_APP_ID, CLIENT_ID, DemoCaller, PEOPLES_CLIENT_ID, RESOURCE_APP_ID, TENANT_ID,
 };
@@ -669,6 +671,30 @@ async fn a_rotated_key_counts_at_once_and_made_up_ones_cause_no_fetches() {
 }
 
 #[tokio::test]
+async fn few_wait_for_keys_that_do_not_come_and_known_ones_need_not() {
+    let app = TestApp::guarded().await;
+    let (entra, era) = (&app.stand_ins.entra, Era::Modern);
+    let good = app.token(DemoCaller::Reader);
+    let made_up = entra.sign(&json!({ "kid": "made-up" }), &entra.caller_claims(DemoCaller::Reader, &json!({})));
+    entra.set_fault([FaultRule::hang().on(&format!("GET /{TENANT_ID}/discovery"))]);
+    let asks = (0..100).map(|_| app.send_as(&made_up, era, "tools/list", json!({})));
+    let asks: futures_util::stream::FuturesUnordered<_> = asks.collect();
+    // Those that do not wait are answered while the others do.
+    let begin = Instant::now();
+    let at_once: Vec<_> = asks.take(36).collect().await;
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    for answer in at_once {
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"2".parse().unwrap()));
+        assert!(answer.headers().get("www-authenticate").is_none());
+        let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        assert_eq!((&body["error"], &body["details"]["retryable"]), (&json!("SERVICE_ERROR"), &json!(true)));
+    }
+    assert_eq!(app.send_as(&good, era, "tools/list", json!({})).await.status(), 200);
+    assert_eq!(app.metric(r#"mcp_server_callers_refused_total{reason="keys_awaited"}"#).await, 36.0);
+    assert_eq!(entra.key_request_count().get(), 2);
+}
+
+#[tokio::test]
 async fn a_key_for_another_issuer_signs_nothing_here_and_odd_keys_spoil_nothing() {
     let genuine = {
         let stand_ins = mcp_server::demo::StandIns::start(mcp_server::demo::DemoOptions::default()).await.unwrap();
@@ -748,7 +774,7 @@ async fn a_refused_request_leaves_its_connection_to_the_next_one() {
     stream.write_all(head("keep-alive").as_bytes()).await.unwrap();
     // As clients do that write head and body one after the other. An answer before the body is there would end the connection
     // when the body comes, under the client's next request.
-    let early = tokio::time::timeout(std::time::Duration::from_millis(100), stream.readable()).await;
+    let early = tokio::time::timeout(Duration::from_millis(100), stream.readable()).await;
     assert!(early.is_err(), "nothing is answered before the body has come");
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut first = [0; 12];
