@@ -266,7 +266,7 @@ fn cors(origins: &[String]) -> CorsLayer {
 /// `POST /mcp`: MCP over streamable HTTP.
 async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Request) -> Response {
     if let Some(why) = is_ambiguous(&request) {
-        return problem::bad_request(why);
+        return after_the_body(request, endpoint.max_request_bytes, problem::ambiguous(why)).await;
     }
     let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
     let caller = match guard.admit(&mut request).await {
@@ -290,6 +290,7 @@ async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Reques
 
 /// Answers without the body, once it is there: hyper closes a connection whose request was not read to its end, and a client that
 /// sends its next request on it, as every client does after a 401, would get no answer. What does not come soon is not waited for.
+/// Meanwhile the request takes no room from those that are served.
 async fn after_the_body(request: Request, limit: u64, mut response: Response) -> Response {
     let waits_for_leave = request.headers().contains_key(header::EXPECT);
     let mut body = request.into_body();
@@ -321,12 +322,13 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
         Ok(seat) => seat.flatten(),
         Err(wait) => {
             endpoint.metrics.shed(Shed::Caller);
-            return problem::too_many_requests(wait);
+            return after_the_body(request, endpoint.max_request_bytes, problem::too_many_requests(wait)).await;
         }
     };
     let Ok(_room) = endpoint.room.try_acquire() else {
         endpoint.metrics.shed(Shed::Server);
-        return problem::overloaded("The server has as many requests as it takes at the same time.");
+        let full = problem::overloaded("The server has as many requests as it takes at the same time.");
+        return after_the_body(request, endpoint.max_request_bytes, full).await;
     };
     let _in_flight = endpoint.metrics.request_in_flight();
     match tokio::time::timeout(endpoint.wall, speak_mcp(endpoint, request)).await {

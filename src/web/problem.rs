@@ -35,9 +35,11 @@ pub(super) fn response(status: StatusCode, mut problem: Problem) -> Response {
 #[derive(Clone)]
 struct Unsaid(Problem);
 
-/// The request breaks a rule of HTTP or of this server.
-pub(super) fn bad_request(message: &str) -> Response {
-    response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, message))
+/// Two readers could take the request for two different ones, and what follows on its connection as well: nothing more is read there.
+pub(super) fn ambiguous(message: &str) -> Response {
+    let mut response = response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, message));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// More header fields, or longer ones, than any client has reason to send.
@@ -133,6 +135,10 @@ pub(super) async fn speak_plainly(response: &mut Response, trace: &RequestTrace)
         }
     };
     *response.status_mut() = status;
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        // The rest of it is not read, so that no other request can come after it.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response.headers_mut().remove(header::CONTENT_LENGTH);
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     *response.body_mut() = Body::from(body);

@@ -223,3 +223,77 @@ async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
     app.until_ready().await;
     until(async || app.send(Era::Legacy, "tools/list", json!({})).await.status() == 200).await;
 }
+
+/// A call in two pieces, as clients send it that write head and body one after the other.
+fn in_two_pieces(headers: &str) -> (String, &'static str) {
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"get_user_profile","arguments":{"user_id":"42"}}}"#;
+    let head = format!(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    (head, body)
+}
+
+#[tokio::test]
+async fn who_is_told_to_come_later_can_do_so_on_the_same_connection() {
+    for status in [429, 503] {
+        let app = app_with(|web| match status {
+            429 => (web.rate_limit.per_address, web.rate_limit.burst) = (0.001, 1),
+            _ => web.max_in_flight = 1,
+        })
+        .await;
+        app.until_ready().await;
+        app.stand_ins.backend.set_fault([FaultRule::hang().on("GET /users/42")]);
+        let (head, body) = in_two_pieces("");
+        let mut first = Wire::to(&app).await;
+        first.say(&[&head, body].concat()).await;
+        until(async || app.backend_requests().len() == 1).await;
+        let mut wire = Wire::to(&app).await;
+        for _ in 0..3 {
+            wire.say(&head).await;
+            // An answer before the body is there would end the connection when the body comes, under the client's next request.
+            let early = tokio::time::timeout(Duration::from_millis(50), wire.0.readable()).await;
+            assert!(early.is_err(), "{status} before the body");
+            wire.say(body).await;
+            let (seen, head, _) = wire.answer().await;
+            assert_eq!(seen, status, "{head}");
+            assert!(!head.contains("connection: close"), "{head}");
+        }
+        wire.say(LIVE).await;
+        assert_eq!(wire.answer().await.0, 200, "after a {status}");
+        // A body that never comes is not waited for long, and the client is told that the connection ends.
+        wire.say(&head).await;
+        let (seen, head, _) = wire.answer().await;
+        assert!(seen == status && head.contains("connection: close"), "{head}");
+        wire.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_ambiguous_ends_its_connection_and_the_client_is_told() {
+    let app = app_with(|web| web.max_request_bytes = 1_024).await;
+    let much = format!("POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", 1_025);
+    let chunks = "400\r\n".to_owned() + &" ".repeat(1_024) + "\r\n";
+    let (head, body) = in_two_pieces("Transfer-Encoding: chunked\r\n");
+    let in_chunks = head.replace(&format!("Content-Length: {}\r\n", body.len()), "") + &chunks + &chunks;
+    for (name, request, status) in [
+        ("large by its own account", much, 413),
+        ("large as it came", in_chunks, 413),
+        ("ambiguous", [&*in_two_pieces("Origin: a\r\nOrigin: b\r\n").0, body].concat(), 400),
+    ] {
+        let mut wire = Wire::to(&app).await;
+        wire.say(&request).await;
+        let (seen, head, _) = wire.answer().await;
+        assert!(seen == status && head.contains("connection: close"), "{name}: {head}");
+        wire.closed().await;
+    }
+    // Who writes the body later is not cut off under it.
+    let (head, body) = in_two_pieces("Origin: a\r\nOrigin: b\r\n");
+    let mut wire = Wire::to(&app).await;
+    wire.say(&head).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), wire.0.readable()).await.is_err());
+    wire.say(body).await;
+    assert_eq!(wire.answer().await.0, 400);
+    wire.closed().await;
+}
