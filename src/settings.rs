@@ -90,22 +90,7 @@ impl Settings {
         if let (Some(identity), Some(backend), Some(inbound)) = (&identity, &backend, &inbound) {
             inbound::exchangeable(&mut reader, backend.auth, inbound, &identity.client_id);
         }
-        let tools = inbound::tools(&mut reader);
-        let log = log(&mut reader);
-        let telemetry = telemetry::read(&mut reader);
-
-        let warnings = reader.take_warnings();
-        let settings = identity.zip(backend).zip(inbound).map(|((identity, backend), inbound)| Settings {
-            identity,
-            backend,
-            web,
-            inbound,
-            tools,
-            log,
-            telemetry,
-            warnings,
-        });
-        reader.finish(settings)
+        Settings::finish(reader, identity, backend, web, inbound)
     }
 
     /// The settings of `mcp-server demo`: it brings its own identity and backend, listens on 127.0.0.1 only, and
@@ -120,10 +105,6 @@ impl Settings {
         let mut reader = Reader::new(vars);
         let backend = backend(&mut reader, Some(without_trailing_slash(backend_base_url)));
         let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts);
-        let tools = inbound::tools(&mut reader);
-        let log = log(&mut reader);
-        let telemetry = telemetry::read(&mut reader);
-
         let inbound = match inbound_client_id {
             None => Some(InboundAuth::None),
             Some(client_id) => {
@@ -131,8 +112,22 @@ impl Settings {
                 inbound::of_demo(&mut reader, client_id, &identity.tenant_id, listener)
             }
         };
+        Settings::finish(reader, Some(identity), backend, web, inbound)
+    }
+
+    /// Reads what is the same for every server. What is `None` has a mistake among those that the error lists.
+    fn finish(
+        mut reader: Reader<'_, impl Vars>,
+        identity: Option<IdentitySettings>,
+        backend: Option<BackendSettings>,
+        web: WebSettings,
+        inbound: Option<InboundAuth>,
+    ) -> Result<Settings, SettingsError> {
+        let tools = inbound::tools(&mut reader);
+        let log = log(&mut reader);
+        let telemetry = telemetry::read(&mut reader);
         let warnings = reader.take_warnings();
-        let settings = backend.zip(inbound).map(|(backend, inbound)| Settings {
+        let settings = identity.zip(backend).zip(inbound).map(|((identity, backend), inbound)| Settings {
             identity,
             backend,
             web,
