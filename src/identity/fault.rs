@@ -320,6 +320,28 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
+/// Logs a failed exchange with all that is known of it, beside what else there is to say. A macro, for the level of an event is fixed
+/// where it is written.
+macro_rules! log_failure {
+    ($level:ident, $failure:expr, $($more:tt)+) => {
+        ::tracing::$level!(
+            identity.credential = $failure.credential(),
+            error.class = $failure.class().as_str(),
+            http.status = $failure.status().map(|status| status.as_u16()),
+            entra.error = $failure.oauth_error(),
+            entra.suberror = $failure.suberror.as_deref(),
+            entra.aadsts = $failure.aadsts(),
+            entra.trace_id = $failure.trace_id(),
+            entra.correlation_id = $failure.correlation_id(),
+            entra.timestamp = $failure.timestamp(),
+            error.detail = $failure.detail(),
+            $($more)+
+        )
+    };
+}
+
+pub(super) use log_failure;
+
 /// What some failures mean, and what should be done by whom.
 #[derive(Debug)]
 pub struct Advice {

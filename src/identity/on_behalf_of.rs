@@ -21,12 +21,12 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tracing::{Instrument as _, debug, error_span, warn};
+use tracing::{Instrument as _, debug, error_span};
 use url::form_urlencoded;
 use uuid::Uuid;
 
 use super::chain::{self, IdentityStartError, read_assertion};
-use super::fault::{FaultClass, IdentityError};
+use super::fault::{FaultClass, IdentityError, log_failure};
 use super::source::{BearerToken, FORCED_PAUSE, budget, cool_down};
 use super::transport::{self, EntraTransport};
 use crate::settings::{Credential, IdentitySettings};
@@ -284,20 +284,7 @@ fn report(outcome: &Outcome) {
             "got a token on behalf of a user, good for {} s",
             token.life().as_secs()
         ),
-        Err(failure) => warn!(
-            identity.credential = failure.credential(),
-            error.class = failure.class().as_str(),
-            http.status = failure.status().map(|status| status.as_u16()),
-            entra.error = failure.oauth_error(),
-            entra.suberror = failure.suberror.as_deref(),
-            entra.aadsts = failure.aadsts(),
-            entra.trace_id = failure.trace_id(),
-            entra.correlation_id = failure.correlation_id(),
-            entra.timestamp = failure.timestamp(),
-            error.detail = failure.detail(),
-            "{failure}; the calls of this user fail. {}",
-            failure.hint(),
-        ),
+        Err(failure) => log_failure!(warn, failure, "{failure}; the calls of this user fail. {}", failure.hint()),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, error_span, info, warn};
 
 use super::chain::{Exchange, IdentityStartError};
-use super::fault::{FaultClass, IdentityError};
+use super::fault::{FaultClass, IdentityError, log_failure};
 use crate::settings::IdentitySettings;
 
 /// The longest that an exchange may take, however patient the callers are.
@@ -327,25 +327,15 @@ impl State {
     }
 
     fn log_failure(&self, failure: &IdentityError, next: Duration) {
-        // A macro, for the level of an event is fixed where it is written.
+        let (retry_in_ms, seconds, hint) = (next.as_millis() as u64, next.as_secs_f64(), failure.hint());
         macro_rules! log {
             ($level:ident, $consequence:literal) => {
-                $level!(
-                    identity.credential = self.credential,
-                    error.class = failure.class().as_str(),
-                    http.status = failure.status().map(|status| status.as_u16()),
-                    entra.error = failure.oauth_error(),
-                    entra.suberror = failure.suberror.as_deref(),
-                    entra.aadsts = failure.aadsts(),
-                    entra.trace_id = failure.trace_id(),
-                    entra.correlation_id = failure.correlation_id(),
-                    entra.timestamp = failure.timestamp(),
-                    error.detail = failure.detail(),
-                    retry_in_ms = next.as_millis() as u64,
-                    "{failure}; {}; next attempt in {:.1} s. {}",
-                    $consequence,
-                    next.as_secs_f64(),
-                    failure.hint(),
+                log_failure!(
+                    $level,
+                    failure,
+                    retry_in_ms,
+                    "{failure}; {}; next attempt in {seconds:.1} s. {hint}",
+                    $consequence
                 )
             };
         }
