@@ -6,10 +6,12 @@
 //! never point it at anything real.
 
 mod callers;
+mod documents;
 mod grants;
 mod keys;
 mod on_behalf_of;
 mod signin;
+mod tokens;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,10 +40,10 @@ use self::grants::{Form, Refusal};
 use self::keys::{SharedKeys, SigningKey};
 pub use self::keys::{TokenRejected, Verifier};
 use self::signin::SignIns;
+pub use self::tokens::TokenVersion;
+use self::tokens::new_entra_key;
 use super::fault::{FaultRule, Faults};
-use super::wire::{
-    Answer, Counter, InFlight, Log, Port, Server, digest, lock, read_body, unix_now, without_credentials,
-};
+use super::wire::{Answer, Counter, InFlight, Log, Port, Server, digest, lock, read_body, without_credentials};
 
 /// The tenant.
 pub const TENANT_ID: &str = "6d0f2b1e-5a3c-4c8e-9f57-0c1d2e3f4a5b";
@@ -63,15 +65,6 @@ pub const ROLE: &str = "Backend.Access";
 pub const USER_SCOPE: &str = "access_as_user";
 /// The service account that may act as the application.
 pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:mcp-system:mcp-server";
-
-/// Which claims a resource wants in its tokens (`requestedAccessTokenVersion`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenVersion {
-    /// `iss` is `sts.windows.net`, `aud` is what was asked for, the client is `appid`.
-    V1,
-    /// `iss` ends in `/v2.0`, `aud` is the resource's client id, the client is `azp`.
-    V2,
-}
 
 /// An API that tokens can be asked for.
 #[derive(Debug, Clone)]
@@ -280,90 +273,6 @@ impl StandInEntra {
         &self.state.directory.options
     }
 
-    /// The issuer of its tokens, as their `iss` has it.
-    #[must_use]
-    pub fn issuer(&self, version: TokenVersion) -> String {
-        self.state.directory.issuer(version)
-    }
-
-    /// A verifier for tokens of the first resource.
-    #[must_use]
-    pub fn verifier(&self) -> Verifier {
-        let directory = &self.state.directory;
-        let resource = directory.options.resources.iter().take(1);
-        Verifier {
-            keys: directory.keys.clone(),
-            issuers: [TokenVersion::V1, TokenVersion::V2].map(|version| directory.issuer(version)).into(),
-            audiences: resource
-                .flat_map(|one| std::iter::once(&one.app_id).chain(&one.identifier_uris))
-                .cloned()
-                .collect(),
-        }
-    }
-
-    /// A token as the kubelet projects it for the trusted service account, good for an hour. The fields of `changes`
-    /// replace claims, `null` removes one.
-    #[must_use]
-    pub fn service_account_token(&self, changes: &Value) -> String {
-        let (directory, now) = (&self.state.directory, unix_now());
-        let subject = &directory.options.federated_subject;
-        let mut account = subject.rsplit(':');
-        let (name, namespace) = (account.next().unwrap_or_default(), account.next().unwrap_or_default());
-        let uid = Uuid::nil().to_string();
-        let mut claims = json!({
-            "aud": ["api://AzureADTokenExchange"], "iss": directory.cluster_issuer, "sub": subject,
-            "iat": now, "nbf": now, "exp": now + 3600, "jti": Uuid::new_v4().to_string(),
-            "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": uid } },
-        });
-        keys::overlay(&mut claims, changes);
-        let header = json!({ "typ": null, "x5t": null });
-        directory.cluster_key().map(|key| key.sign(&header, &claims)).unwrap_or_default()
-    }
-
-    /// An app-only access token for the first resource, without asking over HTTP. The fields of `changes` replace
-    /// claims, `null` removes one.
-    #[must_use]
-    pub fn access_token(&self, changes: &Value) -> String {
-        let directory = &self.state.directory;
-        let mut claims = match directory.options.resources.first() {
-            Some(resource) => grants::app_claims(directory, resource, &resource.app_id),
-            None => json!({}),
-        };
-        keys::overlay(&mut claims, changes);
-        self.sign(&json!({}), &claims)
-    }
-
-    /// Signs any claims with the current key. `header` is laid over `typ`, `alg`, `kid` and `x5t`; its `alg` is obeyed
-    /// where that can be done: the RSA ones, `none` (no signature), and the HMAC ones, whose secret is then the public
-    /// key as PEM. Anything else is signed as RS256.
-    #[must_use]
-    pub fn sign(&self, header: &Value, claims: &Value) -> String {
-        self.state.directory.keys.sign(header, claims)
-    }
-
-    /// A new key signs from now on; the one before stays published.
-    ///
-    /// # Errors
-    /// When no key can be made.
-    pub async fn rotate_keys(&self) -> io::Result<()> {
-        self.state.directory.keys.rotate(new_entra_key().await?, true);
-        Ok(())
-    }
-
-    /// A new key signs from now on and all others are gone: tokens handed out before are no longer accepted.
-    ///
-    /// # Errors
-    /// When no key can be made.
-    pub async fn replace_keys(&self) -> io::Result<()> {
-        self.state.directory.keys.rotate(new_entra_key().await?, false);
-        Ok(())
-    }
-
-    /// How long tokens live that are handed out from now on, in whole seconds.
-    pub fn set_token_lifetime(&self, lifetime: Duration) {
-        self.state.directory.token_lifetime_secs.store(lifetime.as_secs(), Ordering::Relaxed);
-    }
-
     /// From now on a user has to have met this authentication context (such as `c1`) before anybody may act on their behalf: their
     /// token's claim `acrs` has to name it. `None` lifts it.
     pub fn demand_context(&self, context: Option<&str>) {
@@ -431,112 +340,9 @@ impl StandInEntra {
 }
 
 impl Directory {
-    fn issuer(&self, version: TokenVersion) -> String {
-        match version {
-            TokenVersion::V1 => format!("https://sts.windows.net/{}/", self.options.tenant_id),
-            TokenVersion::V2 => format!("{}/{}/v2.0", self.authority, self.options.tenant_id),
-        }
-    }
-
-    fn cluster_key(&self) -> Option<&SigningKey> {
-        self.cluster_key.get_or_init(|| SigningKey::generate("kubernetes").ok()).as_ref()
-    }
-
-    fn token_lifetime(&self) -> Duration {
-        Duration::from_secs(self.token_lifetime_secs.load(Ordering::Relaxed))
-    }
-
     fn is_tenant(&self, name: &str) -> bool {
         name.eq_ignore_ascii_case(&self.options.tenant_id) || name.eq_ignore_ascii_case(&self.options.tenant_domain)
     }
-
-    fn openid_configuration(&self, tenant: &str, version: TokenVersion) -> Result<Value, Refusal> {
-        let common = ["common", "organizations"].contains(&tenant);
-        if !common && !self.is_tenant(tenant) {
-            return Err(Refusal::unknown_tenant("invalid_tenant", tenant));
-        }
-        let authority = &self.authority;
-        let (issuer, oauth2, keys) = match version {
-            TokenVersion::V1 if common => {
-                ("https://sts.windows.net/{tenantid}/".into(), "oauth2", "common/discovery/keys".into())
-            }
-            TokenVersion::V2 if common => {
-                (format!("{authority}/{{tenantid}}/v2.0"), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys"))
-            }
-            TokenVersion::V1 => (self.issuer(version), "oauth2", "common/discovery/keys".into()),
-            TokenVersion::V2 => (self.issuer(version), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys")),
-        };
-        Ok(json!({
-            "token_endpoint": format!("{authority}/{tenant}/{oauth2}/token"),
-            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
-            "jwks_uri": format!("{authority}/{keys}"),
-            "response_modes_supported": ["query", "fragment", "form_post"],
-            "subject_types_supported": ["pairwise"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-            "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
-            "scopes_supported": ["openid", "profile", "email", "offline_access"],
-            "issuer": issuer,
-            "request_uri_parameter_supported": false,
-            "authorization_endpoint": format!("{authority}/{tenant}/{oauth2}/authorize"),
-            "device_authorization_endpoint": format!("{authority}/{tenant}/{oauth2}/devicecode"),
-            "end_session_endpoint": format!("{authority}/{tenant}/{oauth2}/logout"),
-            "http_logout_supported": true,
-            "frontchannel_logout_supported": true,
-            "claims_supported": ["sub", "iss", "aud", "exp", "iat", "nonce", "name", "tid", "ver"],
-            "tenant_region_scope": "EU",
-            "cloud_instance_name": authority.trim_start_matches("https://"),
-            "msgraph_host": "graph.microsoft.com",
-        }))
-    }
-
-    fn published_keys(&self, issuer: &str) -> Value {
-        json!({ "keys": self.keys.all().iter().map(|key| key.entra_jwk(issuer)).collect::<Vec<_>>() })
-    }
-
-    /// The documents that are there for everybody.
-    fn document(&self, segments: &[&str]) -> Option<Result<Value, Refusal>> {
-        let authority = &self.authority;
-        let host = authority.trim_start_matches("https://");
-        let any_tenant = || format!("{authority}/{{tenantid}}/v2.0");
-        Some(Ok(match segments {
-            ["common", "discovery", "instance"] => json!({
-                "tenant_discovery_endpoint":
-                    format!("{authority}/{}/v2.0/.well-known/openid-configuration", self.options.tenant_id),
-                "api-version": "1.1",
-                "metadata": [{ "preferred_network": host, "preferred_cache": host, "aliases": [host] }],
-            }),
-            ["cluster", ".well-known", "openid-configuration"] => json!({
-                "issuer": self.cluster_issuer,
-                "jwks_uri": format!("{}openid/v1/jwks", self.cluster_issuer),
-                "response_types_supported": ["id_token"],
-                "subject_types_supported": ["public"],
-                "id_token_signing_alg_values_supported": ["RS256"],
-            }),
-            ["cluster", "openid", "v1", "jwks"] => json!({
-                "keys": self.cluster_key().into_iter().map(SigningKey::kubernetes_jwk).collect::<Vec<_>>(),
-            }),
-            [tenant, "v2.0", ".well-known", "openid-configuration"] => {
-                return Some(self.openid_configuration(tenant, TokenVersion::V2));
-            }
-            [tenant, ".well-known", "openid-configuration"] => {
-                return Some(self.openid_configuration(tenant, TokenVersion::V1));
-            }
-            ["common" | "organizations", "discovery", "keys"]
-            | ["common" | "organizations", "discovery", "v2.0", "keys"] => self.published_keys(&any_tenant()),
-            [tenant, "discovery", "keys"] | [tenant, "discovery", "v2.0", "keys"] => {
-                if !self.is_tenant(tenant) {
-                    return Some(Err(Refusal::unknown_tenant("invalid_tenant", tenant)));
-                }
-                self.published_keys(&self.issuer(TokenVersion::V2))
-            }
-            _ => return None,
-        }))
-    }
-}
-
-async fn new_entra_key() -> io::Result<Arc<SigningKey>> {
-    let key = tokio::task::spawn_blocking(|| SigningKey::generate("accounts.accesscontrol.windows.net"));
-    key.await.map_err(io::Error::other)?.map(Arc::new)
 }
 
 /// A new certificate authority (as PEM) and the acceptor with a certificate by it for `localhost` and `127.0.0.1`.
