@@ -26,6 +26,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -271,7 +272,7 @@ async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Reques
     let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
     let caller = match guard.admit(&mut request).await {
         Ok(caller) => caller,
-        Err(refused) => return after_the_body(request, endpoint.max_request_bytes as u64, *refused).await,
+        Err(refused) => return after_the_body(request, endpoint.max_request_bytes, *refused).await,
     };
     let step_up = StepUp::default();
     request.extensions_mut().insert(step_up.clone());
@@ -291,13 +292,13 @@ async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Reques
 /// Answers without the body, once it is there: hyper closes a connection whose request was not read to its end, and a client that
 /// sends its next request on it, as every client does after a 401, would get no answer. What does not come soon is not waited for.
 /// Meanwhile the request takes no room from those that are served.
-async fn after_the_body(request: Request, limit: u64, mut response: Response) -> Response {
+async fn after_the_body(request: Request, limit: usize, mut response: Response) -> Response {
     let waits_for_leave = request.headers().contains_key(header::EXPECT);
     let mut body = request.into_body();
     let read = async {
         let mut read = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            read += frame.data_ref().map_or(0, Bytes::len);
             if read > limit {
                 return false;
             }
@@ -345,18 +346,17 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
     }
 }
 
-/// A plain call takes the short way to its tool; every other message is rmcp's.
+/// A plain call takes the short way to its tool; every other message is rmcp's. Whatever the answer is, the body has been read, and the
+/// connection is free for the next request.
 async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let Some(head) = plain::head(&parts.headers, &endpoint.hosts) else {
-        return by_rmcp(endpoint, Request::from_parts(parts, body)).await;
-    };
     let body = match Limited::new(body, endpoint.max_request_bytes).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => return problem::body_too_large(),
         Err(_) => return problem::broken_off(),
     };
-    match endpoint.tools.plain_call(head, &body, &parts.extensions) {
+    let head = plain::head(&parts.headers, &endpoint.hosts);
+    match head.and_then(|head| endpoint.tools.plain_call(head, &body, &parts.extensions)) {
         Some(call) => ([(header::CONTENT_TYPE, problem::JSON)], endpoint.tools.answer(call).await).into_response(),
         None => by_rmcp(endpoint, Request::from_parts(parts, body.into())).await,
     }

@@ -55,7 +55,7 @@ pub(super) fn body_too_large() -> Response {
 
 /// The body has not come as a whole.
 pub(super) fn broken_off() -> Response {
-    bad_request(INCOMPLETE)
+    response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, INCOMPLETE))
 }
 
 /// There is no room now.
@@ -170,8 +170,6 @@ fn unreadable_message(status: StatusCode, text: &str) -> Option<&'static str> {
 
 /// rmcp's bare errors, in the contract's form.
 fn in_our_words(status: StatusCode, text: &str) -> (StatusCode, Problem) {
-    // The client broke its body off: rmcp calls that our fault.
-    let status = if text.starts_with("Failed to read request body") { StatusCode::BAD_REQUEST } else { status };
     let (code, message) = match status {
         StatusCode::FORBIDDEN if text.contains("Origin") => (
             ErrorCode::ValidationError,
@@ -188,7 +186,6 @@ fn in_our_words(status: StatusCode, text: &str) -> (StatusCode, Problem) {
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
             (ErrorCode::ValidationError, "MCP messages are JSON: send `Content-Type: application/json`.")
         }
-        StatusCode::PAYLOAD_TOO_LARGE => (ErrorCode::ValidationError, BODY_TOO_LARGE),
         StatusCode::BAD_REQUEST if text.contains("MCP-Protocol-Version") => (
             ErrorCode::ValidationError,
             "The `MCP-Protocol-Version` header names no revision that this server speaks: 2025-03-26, 2025-06-18, 2025-11-25, 2026-07-28.",

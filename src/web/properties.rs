@@ -139,7 +139,7 @@ proptest! {
         status in 400u16..=599,
         text in prop_oneof![
             any::<String>(),
-            "(fail to deserialize request body|Failed to read request body|Forbidden: Origin|Bad Request: MCP-Protocol-Version).{0,30}( unrecognized JSON-RPC message)?",
+            "(fail to deserialize request body|Forbidden: Origin|Bad Request: MCP-Protocol-Version).{0,30}( unrecognized JSON-RPC message)?",
             (4_000usize..4_200).prop_map(|length| "x".repeat(length)),
         ],
         kind in proptest::option::of("(text/plain|text/html|[a-z]{1,4})"),

@@ -453,7 +453,7 @@ async fn causes_are_told_in_debug_mode_only_and_the_backends_words_never() {
         for (tool, fault, cause) in [
             ("get_user_profile", status(500), "the backend answered 500"),
             ("get_user_profile", status(401), "the backend refused the token"),
-            ("get_user_profile", FaultRule::status(200).body(user.to_string()), "expected a map at line 1 column"),
+            ("get_user_profile", FaultRule::status(200).body(user.to_string()), "expected an object at line 1 column"),
             ("get_user_profile", FaultRule::status(200).body(CANARY), "expected value at line 1 column 1"),
             ("get_user_profile", FaultRule::status(200).body(json!({ CANARY: 1 }).to_string()), "missing field `id`"),
             ("list_users", FaultRule::status(200).body(quoting.to_string()), "expected u64 at line 1 column"),
