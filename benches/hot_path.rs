@@ -1,11 +1,13 @@
 //! What is ours on the way of a call, each piece by itself: `cargo bench --features benches`.
 //!
 //! For comparing a change with what was before it on one machine; `docs/performance.md` has the figures of whole calls.
+#![allow(clippy::expect_used, reason = "a benchmark whose setting is wrong ends")]
 
 use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::HeaderMap;
 use mcp_server::benching::{self, Inside};
+use mcp_server::telemetry::audit::Digest;
 use mcp_server::telemetry::trace::RequestTrace;
 use serde_json::{Map, Value, json};
 
@@ -115,4 +117,31 @@ fn log_call(bencher: Bencher<'_, '_>) {
         let trace = RequestTrace::new(&HeaderMap::new());
         bencher.bench_local(|| benching::log_call(&trace));
     });
+}
+
+/// A request's trace id, and the span that log lines take it from.
+#[divan::bench]
+fn follow_request(bencher: Bencher<'_, '_>) {
+    let (dispatch, _guard) = benching::logs();
+    tracing::dispatcher::with_default(&dispatch, || bencher.bench_local(benching::follow_request));
+}
+
+/// With the hash of arguments, and handed to one writer's thread, or to both.
+#[divan::bench(args = [false, true])]
+fn audit_call(bencher: Bencher<'_, '_>, to_file: bool) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_dispatch, _guard) = benching::logs();
+    let audit = benching::audit(to_file.then(|| folder.path().join("audit")));
+    let (trace, schema) = (RequestTrace::new(&HeaderMap::new()), Digest::of(b"schema").hex());
+    bencher.bench_local(|| benching::audit_call(&audit, &trace, &schema));
+}
+
+/// Written, and queued for a collector that is not there.
+#[divan::bench]
+fn trace_call(bencher: Bencher<'_, '_>) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _inside = runtime.enter();
+    let nobody = url::Url::parse("http://127.0.0.1:9").expect("an address");
+    let (spans, trace) = (benching::spans(nobody), RequestTrace::new(&HeaderMap::new()));
+    bencher.bench_local(|| benching::trace_call(&spans, &trace));
 }

@@ -1,10 +1,20 @@
 //! What the micro-benchmarks in `benches/` call: what is ours on the way of a call, each piece by itself. No release holds this.
-#![allow(clippy::panic, clippy::expect_used, missing_docs, reason = "a benchmark whose setting is wrong ends")]
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a benchmark whose setting is wrong ends"
+)]
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use http::HeaderMap;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, info};
@@ -13,9 +23,11 @@ use url::Url;
 use crate::auth::Caller;
 use crate::backend::{self, BackendClient, Route, User};
 use crate::identity::{TokenSource, benching::token_source};
-use crate::settings::BackendSettings;
+use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
+use crate::telemetry::audit::{self, Audit, HexDigest};
 use crate::telemetry::logs::{self, LogGuard};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::{Attempt, Operation, Spans};
 use crate::telemetry::trace::RequestTrace;
 use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 
@@ -46,7 +58,7 @@ impl Default for Inside {
         };
         let mut extensions = http::Extensions::new();
         extensions.insert(Caller::unauthenticated([127, 0, 0, 1].into()));
-        extensions.insert(RequestTrace::new(&http::HeaderMap::new()));
+        extensions.insert(RequestTrace::new(&HeaderMap::new()));
         Self { identity, backend, tools: ToolServer::new(wiring, |_, _| true), extensions }
     }
 }
@@ -108,6 +120,60 @@ pub fn write_response(result: &str) -> Vec<u8> {
 /// The process's subscriber, and what keeps its writer alive.
 pub fn logs() -> (Dispatch, LogGuard) {
     logs::benching::dispatch().expect("a thread, and the filter that is the default")
+}
+
+/// A request that begins, is worked at three times, and ends.
+pub fn follow_request() {
+    let trace = RequestTrace::new(&HeaderMap::new());
+    for _ in 0..3 {
+        let _inside = trace.span().clone().entered();
+    }
+}
+
+/// An audit that goes to the log, and to this file if there is one.
+pub fn audit(file: Option<PathBuf>) -> Audit {
+    Audit::start(&AuditSettings { file, required: false }).expect("a file")
+}
+
+/// The audit event that ends a call.
+pub fn audit_call(audit: &Audit, trace: &RequestTrace, schema: &HexDigest) {
+    let (trace_id, address) = (trace.context().trace_id(), IpAddr::from([127, 0, 0, 1]));
+    let arguments = audit::digest_of_json(&"u000000042");
+    audit.record(&audit::Event {
+        name: audit::Name::ToolCall,
+        tool: Some(("get_user_profile", schema)),
+        arguments: Some(&arguments),
+        decision: audit::Decision::Allowed,
+        backend_status: Some(200),
+        attempts: 1,
+        took: Duration::from_micros(123),
+        ..audit::Event::refused_caller(trace_id, Some(address), "ok")
+    });
+}
+
+/// Spans that go to a collector at this address. Needs a runtime.
+pub fn spans(collector: Url) -> Spans {
+    Spans::start(&TraceSettings::new(collector)).expect("TLS")
+}
+
+/// The two spans of a call.
+pub fn trace_call(spans: &Spans, trace: &RequestTrace) {
+    let operation = Operation {
+        method: "tools/call",
+        tool: Some("get_user_profile"),
+        protocol: Some("2025-11-25"),
+        request_id: "4711".to_owned(),
+        client_address: Some(IpAddr::from([127, 0, 0, 1])),
+    };
+    let (onward, span) = spans.operation(trace, &operation);
+    let (method, template) = Route::TEMPLATES[0];
+    let attempt = || Attempt { method, template, address: "backend.internal", port: 8080, resends: 0 };
+    if let Some(attempt) = onward.attempt(onward.context.child(), attempt) {
+        attempt.end_attempt(Some(200), None);
+    }
+    if let Some(span) = span {
+        span.end_tool_call(None);
+    }
 }
 
 /// The line that ends a call.

@@ -8,7 +8,6 @@ mod chain;
 mod file;
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::io::BufReader;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ pub use file::OpenError;
 use file::{End, FileSink};
 
 use super::lines::Reserved;
-use super::logs::line::{Escaped, write_milliseconds, write_name, write_number, write_text, write_time};
+use super::logs::line::{Escaped, write_address, write_milliseconds, write_name, write_number, write_text, write_time};
 use super::logs::write_past_levels;
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
@@ -291,7 +290,9 @@ fn write_fields(fields: &mut String, event: &Event<'_>) {
     text("idempotency_key", event.idempotency_key);
     if let Some(address) = event.client_address {
         write_name(fields, "client.address");
-        let _ = write!(fields, "\"{address}\"");
+        fields.push('"');
+        write_address(fields, address);
+        fields.push('"');
     }
     if let Some(status) = event.backend_status {
         write_name(fields, "backend.status_code");

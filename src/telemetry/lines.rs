@@ -76,6 +76,7 @@ impl<E> Lines<E> {
 
     /// Waits for lines, for so long at most, and puts all of them into `text`, which is empty.
     pub(super) fn take(&self, text: &mut Vec<u8>, patience: Duration) -> Taken<E> {
+        text.shrink_to(KEPT_BYTES);
         let mut waiting = self.lock();
         if waiting.lines == 0 && !waiting.closed {
             waiting.idle = true;
@@ -84,7 +85,6 @@ impl<E> Lines<E> {
                 self.arrived.wait_timeout_while(waiting, patience, idle).unwrap_or_else(PoisonError::into_inner).0;
             waiting.idle = false;
         }
-        text.shrink_to(KEPT_BYTES);
         mem::swap(&mut waiting.text, text);
         Taken { lines: mem::take(&mut waiting.lines), end: waiting.end.take() }
     }
@@ -122,5 +122,53 @@ impl<E> Reserved<E> {
 impl<E> Drop for Reserved<E> {
     fn drop(&mut self) {
         self.0.lock().reserved -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn what_finds_no_room_is_refused_and_promised_room_is_kept() {
+        let lines = Arc::new(Lines::<()>::new(3));
+        let promised = lines.reserve().unwrap();
+        assert_eq!([lines.add(b"1\n"), lines.add(b"2\n"), lines.add(b"3\n")], [true, true, false]);
+        assert!(lines.reserve().is_none());
+        promised.add(b"promised\n");
+        let mut text = Vec::new();
+        assert_eq!(lines.take(&mut text, SOON).lines, 3);
+        assert_eq!(text, b"1\n2\npromised\n");
+
+        drop(lines.reserve());
+        assert!((0..3).all(|_| lines.add(b"again\n")));
+    }
+
+    #[test]
+    fn a_thread_that_waits_is_woken_by_a_line_and_by_the_end() {
+        let lines = Arc::new(Lines::new(10));
+        let (seen, taken) = std::sync::mpsc::channel();
+        let waiting = std::thread::spawn({
+            let lines = Arc::clone(&lines);
+            move || {
+                loop {
+                    let mut text = Vec::new();
+                    let Taken { end, .. } = lines.take(&mut text, Duration::from_secs(60));
+                    seen.send(text).unwrap();
+                    if end.is_some() {
+                        return;
+                    }
+                }
+            }
+        });
+        assert!(lines.add(b"line\n"));
+        assert_eq!(taken.recv().unwrap(), b"line\n");
+        lines.close(());
+        assert!(taken.recv().unwrap().is_empty());
+        waiting.join().unwrap();
+        assert!(!lines.add(b"too late\n"));
+        assert!(lines.reserve().is_none());
     }
 }

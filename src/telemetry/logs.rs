@@ -31,7 +31,7 @@ use line::{FindTraceId, write_line};
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
-pub use line::Rfc3339;
+pub use line::{Milliseconds, Rfc3339, address_text};
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.
 static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
@@ -88,12 +88,12 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
 
 /// What writes the JSON log: something simple, unless a directive speaks of spans.
 fn json_lines(settings: &LogSettings, level: &LevelSwitch, writer: LineWriter) -> anyhow::Result<tracing::Dispatch> {
-    if settings.filter.contains('[') {
+    let speaks_of_spans = settings.filter.contains('[');
+    let Some(targets) = settings.filter.parse::<Targets>().ok().filter(|_| !speaks_of_spans) else {
         let levels = Levels::of(settings, level)?;
         let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
         return Ok(subscriber.with(JsonLines { writer }).into());
-    }
-    let targets: Targets = settings.filter.parse()?;
+    };
     // Like the same directives in `Levels`.
     let targets = targets.with_target("audit", Level::INFO).with_target("mcp_server::telemetry::trace", Level::ERROR);
     Ok(LineSubscriber::new(targets, Arc::clone(&level.raised), writer).into())
@@ -326,6 +326,31 @@ mod tests {
         assert_eq!(line["tool.name"], "list_users");
         assert_eq!(line["attempts"], 2);
         assert_eq!(line["timestamp"].as_str().unwrap().len(), "2026-11-22T14:53:36.123456Z".len());
+    }
+
+    #[test]
+    fn both_subscribers_hear_the_same_targets_at_the_same_levels() {
+        let body = || {
+            tracing::info!(target: "mcp_server::app", "app");
+            tracing::debug!(target: "mcp_server::app::demo", "demo");
+            tracing::warn!(target: "mcp_server::tools", "tools");
+            tracing::error!(target: "hyper", "library");
+            tracing::info!(target: "audit", "audit");
+        };
+        for (filter, expected) in [
+            ("off", &["audit"][..]),
+            ("error", &["library", "audit"]),
+            ("info", &["app", "tools", "library", "audit"]),
+            ("mcp_server::app=info,error", &["app", "library", "audit"]),
+            ("mcp_server::app=debug", &["app", "demo", "audit"]),
+            ("debug,mcp_server::app=off,hyper=off", &["tools", "audit"]),
+        ] {
+            for filter in [filter.to_owned(), format!("{filter},[none]=off")] {
+                let lines = lines_under(&filter, &body);
+                let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+                assert_eq!(messages, expected, "{filter}");
+            }
+        }
     }
 
     #[test]

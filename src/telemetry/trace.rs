@@ -96,10 +96,10 @@ impl TraceContext {
     pub fn header(self) -> HeaderValue {
         let mut text = *b"00-................................-................-00";
         if let Some(digits) = text.get_mut(3..35) {
-            write_hex(digits, self.trace_id);
+            write_hex(digits, &self.trace_id.to_be_bytes());
         }
         if let Some(digits) = text.get_mut(36..52) {
-            write_hex(digits, u128::from(self.span_id));
+            write_hex(digits, &self.span_id.to_be_bytes());
         }
         if self.sampled
             && let Some(flag) = text.last_mut()
@@ -110,14 +110,12 @@ impl TraceContext {
     }
 }
 
-/// Fills the digits with a number in hexadecimal. Written out because it happens three times a call, and formatting is slow.
-fn write_hex(digits: &mut [u8], mut number: u128) {
-    for digit in digits.iter_mut().rev() {
-        *digit = match (number & 0xf) as u8 {
-            low @ 0..=9 => b'0' + low,
-            high => b'a' + high - 10,
-        };
-        number >>= 4;
+/// Fills the digits with bytes in hexadecimal. Written out because it happens several times a call, and formatting is slow.
+pub(super) fn write_hex(digits: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 0xf)];
     }
 }
 
@@ -158,7 +156,7 @@ impl TraceId {
     /// Writes the digits without the machinery of formatting.
     pub(super) fn write_to(self, text: &mut String) {
         let mut digits = [b'0'; 32];
-        write_hex(&mut digits, self.0);
+        write_hex(&mut digits, &self.0.to_be_bytes());
         text.push_str(str::from_utf8(&digits).unwrap_or_default());
     }
 }
@@ -166,7 +164,7 @@ impl TraceId {
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut digits = [b'0'; 32];
-        write_hex(&mut digits, self.0);
+        write_hex(&mut digits, &self.0.to_be_bytes());
         f.write_str(str::from_utf8(&digits).unwrap_or_default())
     }
 }

@@ -16,6 +16,7 @@ use crate::auth::{Caller, StepUp};
 use crate::backend::{Call, Principal};
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
+use crate::telemetry::logs::{Milliseconds, address_text};
 use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
 use crate::telemetry::spans::{self, Span};
 use crate::telemetry::trace::{RequestTrace, Trace};
@@ -234,10 +235,10 @@ impl Ending {
             at_backend: self.call.at_backend(),
             reads: self.entry.effect == Effect::Reads,
         });
-        let duration_ms = took.as_micros() as f64 / 1_000.0;
+        let (took_ms, duration_ms) = (Milliseconds(took), took.as_micros() as f64 / 1_000.0);
         let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
-        let (status, address) =
-            (self.call.status(), self.origin.caller.as_ref().map(|caller| tracing::field::display(caller.address())));
+        let status = self.call.status();
+        let address = self.origin.caller.as_ref().map(|caller| address_text(caller.address()));
         let _inside = self.origin.trace.span().enter();
         let event = audit::Event {
             name: audit::Name::ToolCall,
@@ -268,9 +269,9 @@ impl Ending {
                     duration_ms,
                     backend.attempts = attempts,
                     backend.status_code = status,
-                    client.address = address,
+                    client.address = address.as_deref(),
                     cause,
-                    "tool `{name}` {} after {duration_ms} ms",
+                    "tool `{name}` {} after {took_ms} ms",
                     $verb
                 )
             };

@@ -12,6 +12,8 @@ use std::io::{self, BufRead};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::telemetry::trace::write_hex;
+
 /// What ends each line, hash included.
 const SEAL_BYTES: usize = r#","hash":""}"#.len() + Digest::HEX;
 /// How many records a head may be behind after a crash: more than ever wait to be made safe.
@@ -40,14 +42,8 @@ impl Digest {
 
     /// As 64 lower-case hexadecimal digits.
     pub fn hex(&self) -> HexDigest {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
         let mut text = [b'0'; Self::HEX];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
-            if let [high, low] = pair {
-                (*high, *low) = (digit(byte >> 4), digit(byte & 0xf));
-            }
-        }
+        write_hex(&mut text, &self.0);
         HexDigest(text)
     }
 }

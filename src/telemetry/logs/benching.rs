@@ -7,6 +7,7 @@ pub(crate) fn dispatch() -> anyhow::Result<(tracing::Dispatch, LogGuard)> {
     let (writer, guard) = LineWriter::start(std::io::sink(), lament)?;
     let settings = LogSettings::default();
     let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    let dispatch = json_lines(&settings, &level, writer)?;
+    let dispatch = json_lines(&settings, &level, writer.clone())?;
+    let _ = WRITER.set(writer);
     Ok((dispatch, LogGuard { level, _writer: guard }))
 }

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -119,6 +120,18 @@ pub(in crate::telemetry) fn write_number(line: &mut String, mut number: u64) {
     line.push_str(digits.get(from..).and_then(|digits| str::from_utf8(digits).ok()).unwrap_or_default());
 }
 
+/// Displays a time in milliseconds, to the microsecond.
+#[derive(Debug, Clone, Copy)]
+pub struct Milliseconds(pub Duration);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::with_capacity(24);
+        write_milliseconds(&mut text, self.0);
+        f.write_str(&text)
+    }
+}
+
 /// Writes a time in milliseconds, to the microsecond.
 pub(in crate::telemetry) fn write_milliseconds(line: &mut String, took: Duration) {
     let micros = took.as_micros() as u64;
@@ -127,6 +140,27 @@ pub(in crate::telemetry) fn write_milliseconds(line: &mut String, took: Duration
     write_digits(fraction.get_mut(1..), (micros % 1_000) as u32);
     let fraction = str::from_utf8(&fraction).unwrap_or_default().trim_end_matches('0');
     line.push_str(if fraction == "." { "" } else { fraction });
+}
+
+/// An address as text.
+pub fn address_text(address: IpAddr) -> String {
+    let mut text = String::with_capacity(15);
+    write_address(&mut text, address);
+    text
+}
+
+/// Writes an address. Nearly all are IPv4.
+pub(in crate::telemetry) fn write_address(line: &mut String, address: IpAddr) {
+    let IpAddr::V4(address) = address else {
+        let _ = write!(line, "{address}");
+        return;
+    };
+    for (place, octet) in address.octets().into_iter().enumerate() {
+        if place > 0 {
+            line.push('.');
+        }
+        write_number(line, octet.into());
+    }
 }
 
 /// Writes `,"name":"text"`. The name is one of ours, and needs no escaping.
@@ -148,14 +182,33 @@ pub(in crate::telemetry) fn write_json_string(line: &mut String, text: &str) {
     line.push('"');
 }
 
+/// Whether this is printable ASCII without quotes and backslashes; found for eight bytes at once.
+fn is_plain(text: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    // The high bit of some byte is set where there is one that is not plain.
+    let check = |word: u64| {
+        let is_control = word.wrapping_sub(ONES * 0x20) & !word;
+        let is_delete_or_more = word.wrapping_add(ONES) | word;
+        let is_special = is_zero(word ^ (ONES * u64::from(b'"'))) | is_zero(word ^ (ONES * u64::from(b'\\')));
+        (is_control | is_delete_or_more | is_special) & HIGH
+    };
+    let (words, rest) = text.as_chunks::<8>();
+    let mut last = [b' '; 8];
+    for (place, byte) in last.iter_mut().zip(rest) {
+        *place = *byte;
+    }
+    words.iter().fold(check(u64::from_ne_bytes(last)), |found, word| found | check(u64::from_ne_bytes(*word))) == 0
+}
+
 /// Writes text as the inside of a JSON string, so that nothing that is logged can break out of its line.
 pub(in crate::telemetry) struct Escaped<'a>(pub(in crate::telemetry) &'a mut String);
 
 impl Escaped<'_> {
     pub(in crate::telemetry) fn push(&mut self, text: &str) {
-        // Nearly all text is printable ASCII without quotes; looking at every byte of it is faster than stopping early.
-        let is_plain = |byte: u8| byte.wrapping_sub(b' ') < 0x5f && byte != b'"' && byte != b'\\';
-        if text.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
+        // Nearly all text is.
+        if is_plain(text.as_bytes()) {
             self.0.push_str(text);
             return;
         }
@@ -266,6 +319,12 @@ impl Visit for WriteFields<'_> {
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         if self.key(field) {
+            // Thousandths, as most are, need no search for the shortest digits that mean this number.
+            let thousandths = value * 1_000.0;
+            let rounded = thousandths as u64;
+            if value.is_sign_positive() && thousandths < 1e12 && rounded as f64 / 1_000.0 == value {
+                return write_milliseconds(self.0, Duration::from_micros(rounded));
+            }
             // JSON has no NaN and no infinities.
             let _ = if value.is_finite() { write!(self.0, "{value}") } else { write!(self.0, "\"{value}\"") };
         }
@@ -291,6 +350,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn plain_is_what_needs_no_escape_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let expected = matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+            for length in 1..20 {
+                for place in 0..length {
+                    for around in [b' ', b'a', b'~', b'!', b'#', b'[', b']'] {
+                        let mut text = vec![around; length];
+                        text[place] = byte;
+                        assert_eq!(is_plain(&text), expected, "{byte} at {place} of {length}");
+                    }
+                }
+            }
+        }
+        assert!(is_plain(b""));
+    }
+
+    #[test]
     fn numbers_and_times_are_written_as_they_are_displayed() {
         for number in [0, 7, 10, 4_294_967_296, u64::MAX] {
             let mut line = String::new();
@@ -301,6 +377,11 @@ mod tests {
             let mut line = String::new();
             write_milliseconds(&mut line, Duration::from_micros(micros));
             assert_eq!(line, (micros as f64 / 1_000.0).to_string());
+        }
+        for address in ["0.0.0.0", "127.0.0.1", "255.10.100.99", "::1", "2001:db8::a:b"] {
+            let mut line = String::new();
+            write_address(&mut line, address.parse().unwrap());
+            assert_eq!(line, address);
         }
         let mut time = OffsetDateTime::UNIX_EPOCH;
         for step in [0, 999_999, 1, 1_000_000, 86_400_000_000, 31_622_400_000_007] {

@@ -141,3 +141,57 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(5);
+
+    fn add(queue: &Queue, spans: usize) -> usize {
+        let mut span = Message::default();
+        span.name(&["span"]);
+        (0..spans).filter(|_| queue.add(&span)).count()
+    }
+
+    async fn batch(queue: &Queue) -> usize {
+        match queue.next().await {
+            Some(Next::Send(batch)) => batch.spans,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_sent_when_it_is_full_or_due_and_what_finds_no_room_is_refused() {
+        let queue = Queue::new(10, 4, DELAY);
+        assert_eq!(add(&queue, 12), 10);
+        let begun = Instant::now();
+        assert_eq!((batch(&queue).await, batch(&queue).await), (4, 4));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(batch(&queue).await, 2);
+        assert!(begun.elapsed() >= DELAY);
+        assert_eq!(add(&queue, 20), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_task_is_woken_by_what_it_waits_for_and_sends_all_before_it_ends() {
+        let queue = std::sync::Arc::new(Queue::new(10, 4, DELAY));
+        let waiting = tokio::spawn({
+            let queue = std::sync::Arc::clone(&queue);
+            async move { (batch(&queue).await, batch(&queue).await, queue.next().await) }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(add(&queue, 5), 5);
+        let flushed = queue.flush();
+        let (full, rest, next) = waiting.await.unwrap();
+        assert_eq!((full, rest), (4, 1));
+        let Some(Next::Flushed(done)) = next else { panic!("{next:?}") };
+        done.send(()).unwrap();
+        flushed.await.unwrap();
+
+        assert_eq!(add(&queue, 1), 1);
+        queue.close();
+        assert_eq!(batch(&queue).await, 1);
+        assert!(queue.next().await.is_none());
+    }
+}

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use super::Trace;
+use crate::telemetry::logs::line::write_address;
 
 /// Most spans fit.
 const USUAL_BYTES: usize = 640;
@@ -37,7 +38,7 @@ impl Message {
         let is_remote = parent.is_some_and(|(_, is_remote)| is_remote);
         span.context(ours, is_remote, 16);
         if let Some((parent, _)) = parent {
-            span.bytes(4, &parent.context.span_id_bytes());
+            span.id(4, parent.context.span_id_bytes());
         }
         span.number(6, kind as u64);
         span.fixed64(7, start);
@@ -54,19 +55,25 @@ impl Message {
 
     pub(super) fn text(&mut self, name: &str, value: &str) {
         let length = length_of_bytes(value.len());
+        let whole = length_of_bytes(name.len()) + length_of_bytes(length);
+        if whole < 0x80 {
+            // The same as below, for lengths of one byte, which nearly all are.
+            let head = [9 << 3 | 2, whole as u8, 1 << 3 | 2, name.len() as u8];
+            let middle = [2 << 3 | 2, length as u8, 1 << 3 | 2, value.len() as u8];
+            self.0.reserve(2 + whole);
+            for part in [&head, name.as_bytes(), &middle, value.as_bytes()] {
+                self.0.extend_from_slice(part);
+            }
+            return;
+        }
         self.attribute(name, length);
         self.bytes(1, value.as_bytes());
     }
 
     pub(super) fn address(&mut self, name: &str, value: IpAddr) {
-        use std::io::Write as _;
-        let mut text = [0; 45];
-        let mut rest = text.as_mut_slice();
-        let fits = write!(rest, "{value}").is_ok();
-        let length = 45 - rest.len();
-        if let Some(text) = text.get(..length).and_then(|text| str::from_utf8(text).ok()).filter(|_| fits) {
-            self.text(name, text);
-        }
+        let mut text = String::with_capacity(45);
+        write_address(&mut text, value);
+        self.text(name, &text);
     }
 
     pub(super) fn integer(&mut self, name: &str, value: u32) {
@@ -118,14 +125,19 @@ impl Message {
         /// Somebody knows whether the parent is remote; and it is.
         const HAS_IS_REMOTE: u32 = 0x100;
         const IS_REMOTE: u32 = 0x200;
-        self.bytes(1, &trace.context.trace_id_bytes());
-        self.bytes(2, &trace.context.span_id_bytes());
+        self.id(1, trace.context.trace_id_bytes());
+        self.id(2, trace.context.span_id_bytes());
         if let Some(state) = &trace.state {
             self.bytes(3, state.as_bytes());
         }
         let remote = if is_remote { IS_REMOTE } else { 0 };
         self.tag(flags, Wire::Fixed32);
         self.0.extend_from_slice(&(u32::from(trace.context.is_sampled()) | HAS_IS_REMOTE | remote).to_le_bytes());
+    }
+
+    fn id<const N: usize>(&mut self, field: u8, id: [u8; N]) {
+        self.0.extend_from_slice(&[field << 3 | Wire::Bytes as u8, N as u8]);
+        self.0.extend_from_slice(&id);
     }
 
     /// Begins an attribute whose value takes so many bytes.
