@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use http::HeaderValue;
 use tracing::{info, warn};
 
 use super::trace::{RequestTrace, Trace, TraceContext};
 use crate::settings::{RootSampler, Sampling, TraceSettings};
 use export::Exporter;
 use queue::Queue;
-use wire::{Kind, Message};
+use wire::{Kind, Message, Parent};
 
 /// The names of the conventions, in one place because they still move.
 mod names {
@@ -105,7 +106,12 @@ impl Spans {
         if !sampled {
             return (ours, None);
         }
-        let mut span = self.begin(Kind::Server, &ours, parent.map(|parent| (parent, true)));
+        let mut span = self.begin(
+            Kind::Server,
+            ours.context,
+            ours.state.as_ref(),
+            parent.map(|parent| Parent { context: parent.context, is_remote: true }),
+        );
         match operation.tool {
             Some(tool) => span.message.name(&[operation.method, " ", tool]),
             None => span.message.name(&[operation.method]),
@@ -119,8 +125,9 @@ impl Spans {
 
     /// Begins the span of one attempt at the backend.
     fn attempt(&self, parent: &Trace, context: TraceContext, attempt: &Attempt<'_>) -> Span {
-        let ours = Trace { context, ..parent.clone() };
-        let mut span = self.begin(Kind::Client, &ours, Some((parent, false)));
+        let Trace { context: above, state, .. } = parent;
+        let above = Parent { context: *above, is_remote: false };
+        let mut span = self.begin(Kind::Client, context, state.as_ref(), Some(above));
         let message = &mut span.message;
         message.name(&[attempt.method, " ", attempt.template]);
         message.text(names::HTTP_METHOD, attempt.method);
@@ -133,9 +140,9 @@ impl Spans {
         span
     }
 
-    fn begin(&self, kind: Kind, ours: &Trace, parent: Option<(&Trace, bool)>) -> Span {
+    fn begin(&self, kind: Kind, ours: TraceContext, state: Option<&HeaderValue>, parent: Option<Parent>) -> Span {
         let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        let message = Message::span(kind, ours, parent, start);
+        let message = Message::span(kind, ours, state, parent, start);
         Span { spans: self.clone(), message, start, started: Instant::now(), ended: false }
     }
 

@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use super::Trace;
+use http::HeaderValue;
+
+use super::{Trace, TraceContext};
 use crate::telemetry::logs::line::write_address;
 
 /// Most spans fit.
@@ -16,6 +18,14 @@ const USUAL_BYTES: usize = 640;
 pub(super) enum Kind {
     Server = 2,
     Client = 3,
+}
+
+/// What a span is a part of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parent {
+    pub(super) context: TraceContext,
+    /// Whether it is somebody else's.
+    pub(super) is_remote: bool,
 }
 
 /// How a field is written.
@@ -32,12 +42,17 @@ enum Wire {
 pub(super) struct Message(Vec<u8>);
 
 impl Message {
-    /// A span of this trace. Its end, and what came of it, are written when they are known.
-    pub(super) fn span(kind: Kind, ours: &Trace, parent: Option<(&Trace, bool)>, start: u64) -> Self {
+    /// A span, its trace's state, and its parent. Its end, and what came of it, are written when they are known.
+    pub(super) fn span(
+        kind: Kind,
+        ours: TraceContext,
+        state: Option<&HeaderValue>,
+        parent: Option<Parent>,
+        start: u64,
+    ) -> Self {
         let mut span = Self(Vec::with_capacity(USUAL_BYTES));
-        let is_remote = parent.is_some_and(|(_, is_remote)| is_remote);
-        span.context(ours, is_remote, 16);
-        if let Some((parent, _)) = parent {
+        span.context(ours, state, parent.is_some_and(|parent| parent.is_remote), 16);
+        if let Some(parent) = parent {
             span.id(4, parent.context.span_id_bytes());
         }
         span.number(6, kind as u64);
@@ -84,7 +99,7 @@ impl Message {
     /// Another trace that this span belongs to as well.
     pub(super) fn link(&mut self, to: &Trace) {
         let mut link = Self::default();
-        link.context(to, true, 6);
+        link.context(to.context, to.state.as_ref(), true, 6);
         self.bytes(13, &link.0);
     }
 
@@ -121,18 +136,18 @@ impl Message {
     }
 
     /// Ids, state and flags, which spans and links have in common, but for the number of the flags.
-    fn context(&mut self, trace: &Trace, is_remote: bool, flags: u32) {
+    fn context(&mut self, context: TraceContext, state: Option<&HeaderValue>, is_remote: bool, flags: u32) {
         /// Somebody knows whether the parent is remote; and it is.
         const HAS_IS_REMOTE: u32 = 0x100;
         const IS_REMOTE: u32 = 0x200;
-        self.id(1, trace.context.trace_id_bytes());
-        self.id(2, trace.context.span_id_bytes());
-        if let Some(state) = &trace.state {
+        self.id(1, context.trace_id_bytes());
+        self.id(2, context.span_id_bytes());
+        if let Some(state) = state {
             self.bytes(3, state.as_bytes());
         }
         let remote = if is_remote { IS_REMOTE } else { 0 };
         self.tag(flags, Wire::Fixed32);
-        self.0.extend_from_slice(&(u32::from(trace.context.is_sampled()) | HAS_IS_REMOTE | remote).to_le_bytes());
+        self.0.extend_from_slice(&(u32::from(context.is_sampled()) | HAS_IS_REMOTE | remote).to_le_bytes());
     }
 
     fn id<const N: usize>(&mut self, field: u8, id: [u8; N]) {
@@ -199,11 +214,10 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::telemetry::trace::TraceContext;
 
     fn trace(traceparent: &str, state: Option<&'static str>) -> Trace {
         let context = TraceContext::parse(traceparent).unwrap();
-        Trace { context, state: state.map(http::HeaderValue::from_static), spans: None }
+        Trace { context, state: state.map(HeaderValue::from_static), spans: None }
     }
 
     fn attribute(key: &str, value: Value) -> KeyValue {
@@ -218,7 +232,7 @@ mod tests {
         ) {
             let ours = trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("a=1"));
             let other = trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", None);
-            let mut message = Message::span(Kind::Client, &ours, Some((&other, true)), start);
+            let mut message = Message::span(Kind::Client, ours.context, ours.state.as_ref(), Some(Parent { context: other.context, is_remote: true }), start);
             message.name(&["GET ", &text]);
             message.text("text", &text);
             message.integer("integer", integer);
