@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 use uuid::Uuid;
 
@@ -218,7 +218,7 @@ pub(super) fn log_filter(value: &str) -> Result<String, String> {
     };
     let directives: Option<Vec<&str>> = value.split(',').map(str::trim).map(directive).collect();
     let filter = directives.ok_or_else(refused)?.join(",");
-    EnvFilter::builder().parse(&filter).map_err(|_| refused())?;
+    filter.parse::<Targets>().map_err(|_| refused())?;
     Ok(filter)
 }
 
@@ -230,7 +230,11 @@ fn directive(text: &str) -> Option<&str> {
         "warn" | "warning" => Some("warn"),
         "error" | "critical" => Some("error"),
         "off" => Some("off"),
-        _ => text.split_once('=').filter(|(target, level)| !target.is_empty() && !level.is_empty()).map(|_| text),
+        // Directives about spans would need what every span says of itself, and ours say a trace id.
+        _ => text
+            .split_once('=')
+            .filter(|(target, level)| !target.is_empty() && !target.contains('[') && !level.is_empty())
+            .map(|_| text),
     }
 }
 

@@ -17,17 +17,14 @@ use std::sync::{Arc, OnceLock};
 
 use time::OffsetDateTime;
 use tracing::level_filters::LevelFilter;
-use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber, info};
-use tracing_subscriber::filter::{Targets, filter_fn};
+use tracing::{Dispatch, Level, Metadata, Subscriber, info};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::LogSettings;
-use line::{FindTraceId, write_line};
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
@@ -72,87 +69,63 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
     let (writer, guard) = LineWriter::start(std::io::stdout(), lament)?;
     let _ = DROPPED.set(writer.dropped());
     let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
+    let heard = Heard::of(settings, &level)?;
     if settings.debug {
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(move || writer.clone())
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()));
-        let levels = Levels::of(settings, &level)?;
-        tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print)).with(lines).try_init()?;
+        tracing_subscriber::registry().with(heard).with(lines).try_init()?;
     } else {
-        json_lines(settings, &level, writer.clone())?.try_init()?;
+        Dispatch::new(LineSubscriber::new(heard, writer.clone())).try_init()?;
         let _ = WRITER.set(writer);
     }
     log_panics();
     Ok(LogGuard { level, _writer: guard })
 }
 
-/// What writes the JSON log: something simple, unless a directive speaks of spans.
-fn json_lines(settings: &LogSettings, level: &LevelSwitch, writer: LineWriter) -> anyhow::Result<tracing::Dispatch> {
-    let speaks_of_spans = settings.filter.contains('[');
-    let Some(targets) = settings.filter.parse::<Targets>().ok().filter(|_| !speaks_of_spans) else {
-        let levels = Levels::of(settings, level)?;
-        let subscriber = tracing_subscriber::registry().with(levels).with(filter_fn(fit_to_print));
-        return Ok(subscriber.with(JsonLines { writer }).into());
-    };
-    // Like the same directives in `Levels`.
-    let targets = targets.with_target("audit", Level::INFO).with_target("mcp_server::telemetry::trace", Level::ERROR);
-    Ok(LineSubscriber::new(targets, Arc::clone(&level.raised), writer).into())
-}
-
-/// Lets through what `LOG_LEVEL` asks for, and everything down to DEBUG while the level is raised. Which call sites that are is
-/// worked out when it changes, so that a line costs what it cost before.
-struct Levels {
-    configured: EnvFilter,
+/// What is heard: what `LOG_LEVEL` asks for, and everything down to DEBUG while the level is raised; of libraries what is fit to
+/// print. Which call sites that are is worked out when it changes, so that a line costs what it cost before.
+struct Heard {
+    configured: Targets,
     raised: Arc<AtomicBool>,
 }
 
-impl Levels {
+impl Heard {
     fn of(settings: &LogSettings, level: &LevelSwitch) -> anyhow::Result<Self> {
         // Audit events have no level: none may silence them, or the span that gives them their trace id.
-        let configured = EnvFilter::try_new(&settings.filter)?
-            .add_directive("audit=info".parse()?)
-            .add_directive("mcp_server::telemetry::trace=error".parse()?);
+        let configured = settings.filter.parse::<Targets>()?;
+        let configured =
+            configured.with_target("audit", Level::INFO).with_target("mcp_server::telemetry::trace", Level::ERROR);
         Ok(Self { configured, raised: Arc::clone(&level.raised) })
     }
 
-    fn raises(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::DEBUG && self.raised.load(Relaxed)
+    fn hears(&self, metadata: &Metadata<'_>) -> bool {
+        let is_raised = *metadata.level() <= Level::DEBUG && self.raised.load(Relaxed);
+        (is_raised || self.configured.would_enable(metadata.target(), metadata.level())) && fit_to_print(metadata)
+    }
+
+    fn interest(&self, metadata: &Metadata<'_>) -> Interest {
+        if self.hears(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn most(&self) -> LevelFilter {
+        let levels = self.configured.iter().map(|(_, level)| level).chain(self.configured.default_level());
+        let configured = levels.max().unwrap_or(LevelFilter::OFF);
+        if self.raised.load(Relaxed) { configured.max(LevelFilter::DEBUG) } else { configured }
     }
 }
 
-impl<S: Subscriber> Layer<S> for Levels {
+impl<S: Subscriber> Layer<S> for Heard {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        let configured = Layer::<S>::register_callsite(&self.configured, metadata);
-        if self.raises(metadata) { Interest::always() } else { configured }
+        self.interest(metadata)
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, S>) -> bool {
-        self.raises(metadata) || Layer::<S>::enabled(&self.configured, metadata, context)
+    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        self.hears(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        let configured = Layer::<S>::max_level_hint(&self.configured)?;
-        Some(if self.raised.load(Relaxed) { configured.max(LevelFilter::DEBUG) } else { configured })
-    }
-
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        self.configured.on_new_span(attributes, id, context);
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        Layer::<S>::on_record(&self.configured, id, values, context);
-    }
-
-    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        Layer::<S>::on_enter(&self.configured, id, context);
-    }
-
-    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
-        Layer::<S>::on_exit(&self.configured, id, context);
-    }
-
-    fn on_close(&self, id: Id, context: Context<'_, S>) {
-        Layer::<S>::on_close(&self.configured, id, context);
+        Some(self.most())
     }
 }
 
@@ -221,52 +194,6 @@ fn log_panics() {
     }));
 }
 
-/// Writes each event as one line of JSON, where directives speak of spans.
-struct JsonLines {
-    writer: LineWriter,
-}
-
-/// The trace id of a span, for the events inside it; as it stands in a JSON string.
-struct SpanTraceId(String);
-
-impl<S> Layer<S> for JsonLines
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-{
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        remember_trace_id(|found| attributes.record(found), id, &context);
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        remember_trace_id(|found| values.record(found), id, &context);
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let function = context.lookup_current().map_or("-", |span| span.name());
-        self.writer.write_line(|line| {
-            write_line(line, event, OffsetDateTime::now_utc(), function, |line| {
-                for span in context.event_scope(event).into_iter().flatten() {
-                    if let Some(SpanTraceId(trace_id)) = span.extensions().get::<SpanTraceId>() {
-                        return line.push_str(trace_id);
-                    }
-                }
-            });
-        });
-    }
-}
-
-/// Keeps the trace id that a span has, or has learnt.
-fn remember_trace_id<S>(record: impl FnOnce(&mut FindTraceId), id: &Id, context: &Context<'_, S>)
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-{
-    let mut found = FindTraceId::default();
-    record(&mut found);
-    if let (Some(trace_id), Some(span)) = (found.0, context.span(id)) {
-        span.extensions_mut().replace(SpanTraceId(trace_id));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -275,15 +202,9 @@ mod tests {
 
     use super::*;
 
-    /// Runs `body` under both JSON subscribers, which make no difference, and returns the parsed lines.
+    /// Runs `body` under the JSON subscriber and returns the parsed lines.
     fn lines_of(body: impl Fn()) -> Vec<Value> {
-        let [simple, of_spans] = ["debug", "debug,[none]=off"].map(|filter| lines_under(filter, &body));
-        let untimed = |lines: &[Value]| {
-            let lines = lines.iter().cloned().map(|mut line| (line["timestamp"].take(), line).1);
-            lines.collect::<Vec<_>>()
-        };
-        assert_eq!(untimed(&simple), untimed(&of_spans));
-        simple
+        lines_under("debug", &body)
     }
 
     fn lines_under(filter: &str, body: &impl Fn()) -> Vec<Value> {
@@ -302,8 +223,8 @@ mod tests {
         let (writer, guard) = LineWriter::start(sink.clone(), lament).unwrap();
         let settings = LogSettings { filter: filter.to_owned(), debug: false };
         let level = LevelSwitch { filter: filter.to_owned(), raised: Arc::default() };
-        let dispatch = json_lines(&settings, &level, writer).unwrap();
-        tracing::dispatcher::with_default(&dispatch, body);
+        let heard = Heard::of(&settings, &level).unwrap();
+        tracing::dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
         drop(guard);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
@@ -329,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn both_subscribers_hear_the_same_targets_at_the_same_levels() {
+    fn targets_are_heard_at_their_levels_and_the_audit_always() {
         let body = || {
             tracing::info!(target: "mcp_server::app", "app");
             tracing::debug!(target: "mcp_server::app::demo", "demo");
@@ -345,11 +266,9 @@ mod tests {
             ("mcp_server::app=debug", &["app", "demo", "audit"]),
             ("debug,mcp_server::app=off,hyper=off", &["tools", "audit"]),
         ] {
-            for filter in [filter.to_owned(), format!("{filter},[none]=off")] {
-                let lines = lines_under(&filter, &body);
-                let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
-                assert_eq!(messages, expected, "{filter}");
-            }
+            let lines = lines_under(filter, &body);
+            let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+            assert_eq!(messages, expected, "{filter}");
         }
     }
 

@@ -3,11 +3,11 @@
 use super::*;
 
 /// What [`install`] installs, for this thread only.
-pub(crate) fn dispatch() -> anyhow::Result<(tracing::Dispatch, LogGuard)> {
+pub(crate) fn dispatch() -> anyhow::Result<(Dispatch, LogGuard)> {
     let (writer, guard) = LineWriter::start(std::io::sink(), lament)?;
     let settings = LogSettings::default();
     let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    let dispatch = json_lines(&settings, &level, writer.clone())?;
+    let dispatch = Dispatch::new(LineSubscriber::new(Heard::of(&settings, &level)?, writer.clone()));
     let _ = WRITER.set(writer);
     Ok((dispatch, LogGuard { level, _writer: guard }))
 }

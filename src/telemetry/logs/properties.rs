@@ -37,7 +37,8 @@ fn logged(body: impl FnOnce()) -> String {
     let (writer, guard) = LineWriter::start(Sink(Arc::clone(&text)), lament).unwrap();
     let settings = LogSettings::default();
     let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    tracing::dispatcher::with_default(&json_lines(&settings, &level, writer).unwrap(), body);
+    let heard = Heard::of(&settings, &level).unwrap();
+    tracing::dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
     drop(guard);
     let text = text.lock().unwrap().clone();
     String::from_utf8(text).unwrap()

@@ -1,34 +1,41 @@
-//! The subscriber of the JSON log, where no directive speaks of spans: targets and levels decide, and a span is a trace id.
+//! The subscriber of the JSON log: targets and levels decide what is heard, and a span is a trace id.
 //!
-//! Spans are kept in one list: there are no more than requests in flight and tasks in the background. Entering one costs a place on
-//! the thread's own stack; the list is asked when a span begins, is cloned or ends, and for each line.
+//! tracing-subscriber's registry keeps for any number of layers what they want to know of a span, and formats through them; that cost a tenth
+//! of a call. Here spans are kept in short lists, one for each of some threads: there are no more than requests in flight and tasks in the
+//! background. Entering one costs a place on the thread's own stack; a list is asked when a span begins, is cloned or ends, and for
+//! each line.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_core::span::Current;
-use tracing_subscriber::filter::Targets;
 
-use super::fit_to_print;
+use super::Heard;
 use super::line::{FindTraceId, write_line};
 use super::writer::LineWriter;
 
+/// How many lists of spans there are. Threads take turns in choosing theirs.
+const LISTS: usize = 16;
+
 /// Writes each event that is heard as one line of JSON.
 pub(super) struct LineSubscriber {
-    configured: Targets,
-    /// Whether everything down to DEBUG is heard.
-    raised: Arc<AtomicBool>,
-    spans: Mutex<Spans>,
+    heard: Heard,
+    spans: [Mutex<Spans>; LISTS],
     writer: LineWriter,
 }
 
+/// How many threads have begun a span.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
 thread_local! {
+    /// The list in which the spans of this thread begin.
+    static LIST: usize = THREADS.fetch_add(1, Relaxed) % LISTS;
     /// The spans that this thread is in, the innermost last.
     static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
 }
@@ -39,49 +46,56 @@ fn current() -> Option<Id> {
 }
 
 impl LineSubscriber {
-    pub(super) fn new(configured: Targets, raised: Arc<AtomicBool>, writer: LineWriter) -> Self {
-        Self { configured, raised, spans: Mutex::default(), writer }
+    pub(super) fn new(heard: Heard, writer: LineWriter) -> Self {
+        Self { heard, spans: Default::default(), writer }
     }
 
-    fn hears(&self, metadata: &Metadata<'_>) -> bool {
-        let is_raised = *metadata.level() <= Level::DEBUG && self.raised.load(Relaxed);
-        (is_raised || self.configured.would_enable(metadata.target(), metadata.level())) && fit_to_print(metadata)
+    /// The list in which a span is kept, and its place there.
+    fn kept(&self, id: &Id) -> Option<(MutexGuard<'_, Spans>, usize)> {
+        let number = usize::try_from(id.into_u64()).ok()?.checked_sub(1)?;
+        Some((lock(self.spans.get(number % LISTS)?), number / LISTS))
     }
 
-    fn spans(&self) -> MutexGuard<'_, Spans> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks a span for something.
+    fn ask<T>(&self, id: &Id, question: impl FnOnce(&mut Span) -> T) -> Option<T> {
+        let (mut spans, place) = self.kept(id)?;
+        spans.kept.get_mut(place)?.as_mut().map(question)
     }
+}
+
+fn lock(spans: &Mutex<Spans>) -> MutexGuard<'_, Spans> {
+    spans.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subscriber for LineSubscriber {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.hears(metadata) { Interest::always() } else { Interest::never() }
+        self.heard.interest(metadata)
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.hears(metadata)
+        self.heard.hears(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        let levels = self.configured.iter().map(|(_, level)| level).chain(self.configured.default_level());
-        let configured = levels.max().unwrap_or(LevelFilter::OFF);
-        Some(if self.raised.load(Relaxed) { configured.max(LevelFilter::DEBUG) } else { configured })
+        Some(self.heard.most())
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
         let mut found = FindTraceId::default();
         attributes.record(&mut found);
         let parent = if attributes.is_contextual() { current() } else { attributes.parent().cloned() };
-        let mut spans = self.spans();
-        let trace_id = found.0.or_else(|| parent.and_then(|parent| Some(spans.get(&parent)?.trace_id.clone())));
-        spans.keep(Span { references: 1, metadata: attributes.metadata(), trace_id: trace_id.unwrap_or_default() })
+        let trace_id = found.0.or_else(|| self.ask(&parent?, |parent| parent.trace_id.clone()));
+        let span = Span { references: 1, metadata: attributes.metadata(), trace_id: trace_id.unwrap_or_default() };
+        let list = LIST.try_with(|list| *list).unwrap_or_default();
+        let place = self.spans.get(list).map_or(0, |spans| lock(spans).keep(span));
+        Id::from_u64((place * LISTS + list) as u64 + 1)
     }
 
     fn record(&self, id: &Id, values: &Record<'_>) {
         let mut found = FindTraceId::default();
         values.record(&mut found);
-        if let (Some(trace_id), Some(span)) = (found.0, self.spans().get(id)) {
-            span.trace_id = trace_id;
+        if let Some(trace_id) = found.0 {
+            self.ask(id, |span| span.trace_id = trace_id);
         }
     }
 
@@ -89,14 +103,11 @@ impl Subscriber for LineSubscriber {
 
     fn event(&self, event: &Event<'_>) {
         let span = if event.is_contextual() { current() } else { event.parent().cloned() };
-        let metadata = span.as_ref().and_then(|id| self.spans().get(id).map(|span| span.metadata));
+        let function = span.as_ref().and_then(|id| self.ask(id, |span| span.metadata.name())).unwrap_or("-");
         self.writer.write_line(|line| {
-            let function = metadata.map_or("-", Metadata::name);
             write_line(line, event, OffsetDateTime::now_utc(), function, |line| {
-                if let Some(id) = span
-                    && let Some(span) = self.spans().get(&id)
-                {
-                    line.push_str(&span.trace_id);
+                if let Some(id) = span {
+                    self.ask(&id, |span| line.push_str(&span.trace_id));
                 }
             });
         });
@@ -117,18 +128,16 @@ impl Subscriber for LineSubscriber {
     }
 
     fn clone_span(&self, id: &Id) -> Id {
-        if let Some(span) = self.spans().get(id) {
-            span.references += 1;
-        }
+        self.ask(id, |span| span.references += 1);
         id.clone()
     }
 
     fn try_close(&self, id: Id) -> bool {
-        self.spans().let_go(&id)
+        self.kept(&id).is_some_and(|(mut spans, place)| spans.let_go(place))
     }
 
     fn current_span(&self) -> Current {
-        let known = |id: Id| self.spans().get(&id).map(|span| Current::new(id, span.metadata));
+        let known = |id: Id| self.ask(&id, |span| span.metadata).map(|metadata| Current::new(id, metadata));
         current().and_then(known).unwrap_or_else(Current::none)
     }
 }
@@ -149,34 +158,26 @@ struct Span {
 }
 
 impl Spans {
-    fn keep(&mut self, span: Span) -> Id {
+    /// Gives the span's place.
+    fn keep(&mut self, span: Span) -> usize {
         let place = self.free.pop().unwrap_or(self.kept.len());
         match self.kept.get_mut(place) {
             Some(free) => *free = Some(span),
             None => self.kept.push(Some(span)),
         }
-        Id::from_u64(place as u64 + 1)
-    }
-
-    fn get(&mut self, id: &Id) -> Option<&mut Span> {
-        self.kept.get_mut(place(id))?.as_mut()
+        place
     }
 
     /// Whether that was the last reference.
-    fn let_go(&mut self, id: &Id) -> bool {
-        let Some(kept) = self.kept.get_mut(place(id)) else { return false };
+    fn let_go(&mut self, place: usize) -> bool {
+        let Some(kept) = self.kept.get_mut(place) else { return false };
         let Some(span) = kept else { return false };
         span.references -= 1;
         let is_closed = span.references == 0;
         if is_closed {
             *kept = None;
-            self.free.push(place(id));
+            self.free.push(place);
         }
         is_closed
     }
-}
-
-/// Ids count from 1.
-fn place(id: &Id) -> usize {
-    id.into_u64() as usize - 1
 }
