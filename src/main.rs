@@ -13,6 +13,7 @@ use mcp_server::settings::{self, Environment, Settings, SettingsError};
 use mcp_server::telemetry::audit;
 use mcp_server::telemetry::logs::{self, LevelSwitch};
 use mcp_server::web::healthcheck;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Much faster than glibc's allocator under many small allocations on several threads; see docs/performance.md.
@@ -123,9 +124,14 @@ fn run(settings: &Settings, work: impl Future<Output = anyhow::Result<()>>) -> R
     })
 }
 
-fn start_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    // As many workers as the cgroup's CPU quota allows.
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+fn start_runtime() -> anyhow::Result<Runtime> {
+    // As many workers as the cgroup's CPU quota allows. A single one needs no queue that others could steal from, and which has room for
+    // 256 tasks: without it, all take turns, however many connections there are.
+    let mut runtime = match std::thread::available_parallelism() {
+        Ok(cpus) if cpus.get() == 1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    Ok(runtime.enable_all().build()?)
 }
 
 /// SIGUSR1 takes the log to DEBUG, and back.

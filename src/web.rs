@@ -199,7 +199,7 @@ fn is_ambiguous(request: &Request) -> Option<&'static str> {
     let repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
     // rmcp sees to `Mcp-Method` and `Mcp-Name`, and hyper to `Content-Length`.
     let once = [header::HOST, header::ORIGIN, header::CONTENT_TYPE, MCP_PROTOCOL_VERSION, header::TRANSFER_ENCODING];
-    if once.iter().any(repeated) {
+    if headers.len() > headers.keys_len() && once.iter().any(repeated) {
         return Some(
             "`Host`, `Origin`, `Content-Type`, `MCP-Protocol-Version` and `Transfer-Encoding` may stand in a request once.",
         );
