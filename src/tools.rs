@@ -51,7 +51,7 @@ use crate::telemetry::metrics::{Metrics, Operation};
 use crate::telemetry::spans::Spans;
 use args::Rules;
 use call::{Ended, Origin, subject};
-pub use plain::{Head, PlainCall};
+pub use plain::{Head, PlainCall, Written};
 use unserved::unserved_methods;
 
 /// The protocol revisions that we serve. 2024-11-05 knew another transport.
@@ -317,27 +317,25 @@ impl ToolServer {
             ..audit::Event::refused_caller(trace.context().trace_id(), address, outcome)
         });
     }
+}
 
-    /// What rmcp answers a call with.
-    fn result(&self, ended: Ended, protocol: Option<&ProtocolVersion>) -> CallToolResult {
-        // Results are compact JSON of ours, and an object: text and structure are the same.
-        let ended = ended.and_then(|json| match serde_json::from_str::<Value>(&json) {
-            Ok(value) => Ok((json, value)),
-            Err(_) => Err(Problem::internal()),
-        });
-        let mut result = match ended {
-            Ok((json, value)) => {
-                let mut result = CallToolResult::success(vec![ContentBlock::text(json)]);
-                result.structured_content = Some(value);
-                result
-            }
-            Err(problem) => CallToolResult::error(vec![ContentBlock::text(problem.to_json())]),
-        };
-        if is_modern(protocol) {
-            result.meta = Some(self.shared.result_meta.clone());
+/// The result of a call for those who use this without an HTTP side.
+fn result(ended: Ended, meta: Option<MetaObject>) -> CallToolResult {
+    // Results are compact JSON of ours, and an object: text and structure are the same.
+    let ended = ended.and_then(|json| match serde_json::from_str::<Value>(&json) {
+        Ok(value) => Ok((json, value)),
+        Err(_) => Err(Problem::internal()),
+    });
+    let mut result = match ended {
+        Ok((json, value)) => {
+            let mut result = CallToolResult::success(vec![ContentBlock::text(json)]);
+            result.structured_content = Some(value);
+            result
         }
-        result
-    }
+        Err(problem) => CallToolResult::error(vec![ContentBlock::text(problem.to_json())]),
+    };
+    result.meta = meta;
+    result
 }
 
 impl ServerHandler for ToolServer {
@@ -432,14 +430,19 @@ impl ServerHandler for ToolServer {
             let needed = entry.permission.as_str();
             return Err(ErrorData::invalid_request(format!("the caller lacks the permission `{needed}`"), None));
         }
-        let (origin, left) = (Origin::of(&context), context.ct);
+        let origin = Origin::of(&context);
         let protocol = origin.protocol.clone();
         // rmcp moves the future of a request several times: a box keeps that cheap.
         let call = Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), origin));
-        match left.run_until_cancelled(call).await {
-            Some(ended) => Ok(self.result(ended, protocol.as_ref()).into()),
-            None => Err(ErrorData::internal_error("the client has left", None)),
-        }
+        let Some(ended) = context.ct.run_until_cancelled(call).await else {
+            return Err(ErrorData::internal_error("the client has left", None));
+        };
+        let Some(written) = extension::<Written>(&context) else {
+            let meta = is_modern(protocol.as_ref()).then(|| self.shared.result_meta.clone());
+            return Ok(result(ended, meta).into());
+        };
+        written.leave(plain::response(&context.id, &ended, self.meta(protocol.as_ref())));
+        Ok(CallToolResult::success(Vec::new()).into())
     }
 
     async fn on_custom_request(
@@ -475,7 +478,12 @@ fn find(name: &str) -> Option<&'static Entry> {
 }
 
 fn caller(context: &RequestContext<RoleServer>) -> Option<&Caller> {
-    context.extensions.get::<http::request::Parts>()?.extensions.get::<Caller>()
+    extension(context)
+}
+
+/// What the HTTP side has left in its request.
+fn extension<T: Clone + Send + Sync + 'static>(context: &RequestContext<RoleServer>) -> Option<&T> {
+    context.extensions.get::<http::request::Parts>()?.extensions.get()
 }
 
 /// How long, and for whom, what we say about our tools may be kept. What depends on the caller is theirs alone, and changes with

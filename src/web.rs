@@ -51,7 +51,7 @@ use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
-use crate::tools::ToolServer;
+use crate::tools::{ToolServer, Written};
 use rate::RateLimit;
 
 /// Where clients find the protocol that we speak.
@@ -362,9 +362,18 @@ async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
     }
 }
 
-/// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them.
-fn by_rmcp(endpoint: &Endpoint, request: Request) -> BoxFuture<'_, Response> {
-    Box::pin(async { endpoint.mcp.handle(request).await.map(Body::new) })
+/// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them. What a tool has written takes the place of
+/// rmcp's response.
+fn by_rmcp(endpoint: &Endpoint, mut request: Request) -> BoxFuture<'_, Response> {
+    let written = Written::default();
+    request.extensions_mut().insert(written.clone());
+    Box::pin(async move {
+        let response = endpoint.mcp.handle(request).await.map(Body::new);
+        match written.response() {
+            Some(written) if response.status() == StatusCode::OK => response.map(|_| written.into()),
+            _ => response,
+        }
+    })
 }
 
 /// `GET /.well-known/oauth-protected-resource…`: where callers get their tokens. Asked without one.

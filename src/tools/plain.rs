@@ -3,8 +3,11 @@
 //! Nearly all requests are such calls, and for one of them the protocol has little to do. rmcp decodes each message as one of some
 //! twenty kinds, serves it in two tasks of its own and builds its result as a tree; that costs as much as all the rest of a
 //! call. So the message is read here first, strictly: what is not exactly a plain call is rmcp's to read and to answer. Both ways
-//! lead through [`ToolServer::finish`], and give the same answers, but for the order of keys in a structure, which rmcp sorts.
+//! lead through [`ToolServer::finish`], and their answers are written by [`response`]: the same to the byte.
 
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 use http::Extensions;
 use rmcp::model::{JsonObject, ProtocolVersion, RequestId, RequestMetaObject};
 use serde::Deserialize;
@@ -32,6 +35,21 @@ pub struct PlainCall {
     entry: &'static Entry,
     arguments: JsonObject,
     origin: Origin,
+}
+
+/// Where the response to a call that came through rmcp waits for the HTTP side, which sends it in the place of rmcp's.
+#[derive(Clone, Default)]
+pub struct Written(Arc<OnceLock<Bytes>>);
+
+impl Written {
+    /// The response, once the call has ended.
+    pub fn response(&self) -> Option<Bytes> {
+        self.0.get().cloned()
+    }
+
+    pub(super) fn leave(&self, response: Vec<u8>) {
+        let _ = self.0.set(response.into());
+    }
 }
 
 /// The message of a plain call. Fields that are not named here, stand twice or have another type make it another's.
@@ -76,14 +94,18 @@ impl ToolServer {
     /// Runs a plain call, and gives the JSON-RPC response, whose HTTP status is 200. A caller who leaves drops it.
     pub async fn answer(&self, call: PlainCall) -> Vec<u8> {
         let PlainCall { entry, arguments, origin } = call;
-        let meta = is_modern(origin.protocol.as_ref()).then_some(&*self.shared.result_meta_json);
-        let id = origin.request_id.clone();
+        let (id, meta) = (origin.request_id.clone(), self.meta(origin.protocol.as_ref()));
         response(&id, &Box::pin(self.finish(entry, arguments, origin)).await, meta)
+    }
+
+    /// `_meta` of a result, where the revision wants one.
+    pub(super) fn meta(&self, protocol: Option<&ProtocolVersion>) -> Option<&str> {
+        is_modern(protocol).then_some(&*self.shared.result_meta_json)
     }
 }
 
-/// The response as rmcp writes it. The result stands in it twice: as text, and as it is. `meta` is what its `_meta` holds where the
-/// revision wants one.
+/// The response to a call, as rmcp would write it. The result stands in it twice: as text, and as it is. `meta` is what its `_meta` holds
+/// where the revision wants one.
 pub(super) fn response(id: &RequestId, ended: &Ended, meta: Option<&str>) -> Vec<u8> {
     let problem;
     let (json, is_error) = match ended {

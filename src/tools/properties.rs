@@ -207,7 +207,48 @@ fn make(kind: &str, status: u16, wait: Option<Duration>) -> Failure {
     }
 }
 
+/// An object of any JSON, its keys in the order in which a tree has them.
+fn any_object() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    let object = |inner| proptest::collection::btree_map(any::<String>(), inner, 0..4);
+    let value = leaf.prop_recursive(3, 16, 4, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::from),
+            object(inner).prop_map(|map| map.into_iter().collect())
+        ]
+    });
+    proptest::collection::btree_map(any::<String>(), value, 0..4).prop_map(|map| map.into_iter().collect())
+}
+
 proptest! {
+    #[test]
+    fn a_response_is_written_as_rmcp_writes_it(
+        object in any_object(), fails in any::<bool>(), number in any::<i64>(), name in proptest::option::of(any::<String>()),
+        is_modern in any::<bool>(),
+    ) {
+        use rmcp::model::{RequestId, ServerJsonRpcMessage, ServerResult};
+
+        let id = name.map_or(RequestId::Number(number), |name| RequestId::String(name.into()));
+        let ended = match fails {
+            true => Err(Problem::new(crate::problem::ErrorCode::ServiceError, object.to_string())),
+            false => Ok(object.to_string()),
+        };
+        let meta = object.as_object().cloned().map(MetaObject::from).filter(|_| is_modern);
+        let written = plain::response(&id, &ended, meta.as_ref().map(|_| object.to_string()).as_deref());
+        let mut by_rmcp = ServerResult::CallToolResult(result(ended, meta));
+        if !is_modern {
+            by_rmcp.strip_result_type_for_legacy_peer();
+        }
+        let by_rmcp = serde_json::to_string(&ServerJsonRpcMessage::response(by_rmcp, id)).unwrap();
+        prop_assert_eq!(String::from_utf8(written).unwrap(), by_rmcp);
+    }
+
     #[test]
     fn the_check_accepts_exactly_what_the_published_schema_accepts((judged, arguments) in arguments()) {
         let accepted = judged.entry.rules.check(&mut arguments.clone()).is_empty();

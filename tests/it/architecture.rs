@@ -26,7 +26,7 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     ("check", "auth", &["inspect"]),
     ("auth", "problem", &["Problem"]),
     ("tools", "auth", &["Caller", "Permission", "StepUp"]),
-    ("web", "tools", &["Head", "ToolServer"]),
+    ("web", "tools", &["Head", "ToolServer", "Written"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "Sampling", "TraceSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),

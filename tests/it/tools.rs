@@ -588,8 +588,7 @@ async fn the_short_way_of_a_plain_call_and_rmcps_give_the_same_answers_traces_an
                 let (status, mut head) = (response.status(), response.headers().clone());
                 head.remove("date");
                 let targets: Vec<_> = app.backend_requests().into_iter().map(|request| request.target).collect();
-                let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
-                answers.push((status, head, body, targets));
+                answers.push((status, head, response.text().await.unwrap(), targets));
             }
             assert_eq!(answers[0], answers[1], "{era:?} {tool}");
         }
