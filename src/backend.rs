@@ -14,7 +14,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 #[cfg(test)]
-mod properties;
+pub(crate) mod properties;
 mod retry;
 mod segment;
 #[cfg(test)]

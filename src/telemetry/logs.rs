@@ -195,19 +195,15 @@ fn log_panics() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use serde_json::Value;
 
     use super::*;
 
-    /// Runs `body` under the JSON subscriber and returns the parsed lines.
-    fn lines_of(body: impl Fn()) -> Vec<Value> {
-        lines_under("debug", &body)
-    }
-
-    fn lines_under(filter: &str, body: &impl Fn()) -> Vec<Value> {
+    /// What the log of the process would hold of `body`.
+    pub(in crate::telemetry::logs) fn log_of(filter: &str, body: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Sink(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Sink {
@@ -226,8 +222,17 @@ mod tests {
         let heard = Heard::of(&settings, &level).unwrap();
         tracing::dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
         drop(guard);
-        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        let text = sink.0.lock().unwrap().clone();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn lines_under(filter: &str, body: impl FnOnce()) -> Vec<Value> {
+        let log = log_of(filter, body);
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+
+    fn lines_of(body: impl FnOnce()) -> Vec<Value> {
+        lines_under("debug", body)
     }
 
     #[test]
@@ -266,7 +271,7 @@ mod tests {
             ("mcp_server::app=debug", &["app", "demo", "audit"]),
             ("debug,mcp_server::app=off,hyper=off", &["tools", "audit"]),
         ] {
-            let lines = lines_under(filter, &body);
+            let lines = lines_under(filter, body);
             let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
             assert_eq!(messages, expected, "{filter}");
         }

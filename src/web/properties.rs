@@ -104,10 +104,35 @@ fn nearly_a_plain_call() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// Mostly what clients send, and otherwise something near it.
+fn header_value(usual: &'static str, near: &'static str) -> impl Strategy<Value = String> {
+    prop_oneof![4 => Just(usual.to_owned()), 1 => near]
+}
+
 proptest! {
     #[test]
     fn the_short_way_of_a_plain_call_answers_as_rmcp_does(message in nearly_a_plain_call()) {
         crate::fuzzing::json_rpc(&message);
+    }
+
+    #[test]
+    fn the_short_way_judges_no_head_otherwise_than_rmcp_does(
+        host in header_value("localhost", "(LOCALHOST|localhost:[0-9]{0,6}|mcp\\.example(:8443|:8444)?|evil\\.example|\\[::1\\]|localhost\\.|a@localhost|[!-~]{0,8})"),
+        content_type in header_value("application/json", "(Application/JSON ?; ?charset=utf-8|application/jsonp|text/plain|;application/json|[ -~]{0,12})"),
+        accept in header_value("application/json, text/event-stream", "(text/event-stream ?,APPLICATION/json|application/json|\\*/\\*|application/json;q=0,text/event-stream|\"application/json,text/event-stream\"|[ -~]{0,30})"),
+        version in header_value("2025-11-25", "(2025-06-18|2025-03-26|2024-11-05|2025-11-26|[ -~]{0,10})"),
+        origin in proptest::option::weighted(0.2, "(https://app\\.example|https://evil\\.example|null|[ -~]{0,8})"),
+        twice in proptest::option::weighted(0.1, 0usize..4),
+    ) {
+        let mut fields =
+            vec![(header::HOST, host), (header::CONTENT_TYPE, content_type), (header::ACCEPT, accept), (MCP_PROTOCOL_VERSION, version)];
+        fields.extend(twice.and_then(|which| fields.get(which).cloned()));
+        fields.extend(origin.map(|origin| (header::ORIGIN, origin)));
+        let fields: Vec<_> = fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, HeaderValue::from_str(value.trim()).ok()?)))
+            .collect();
+        crate::fuzzing::head(&fields);
     }
 
     #[test]

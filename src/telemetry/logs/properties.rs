@@ -1,11 +1,9 @@
 //! Log lines, whatever is logged.
 
-use std::sync::{Arc, Mutex};
-
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::*;
+use super::tests::log_of;
 
 /// What the contract wants in every line.
 const FIELDS: [&str; 8] = ["timestamp", "level", "logger", "message", "module", "function", "line", "trace_id"];
@@ -18,30 +16,6 @@ fn hostile() -> impl Strategy<Value = String> {
         "(\\\\|\"|\r\n|\u{1b}\\[31m|\"\\}\n\\{\"level\":\"FATAL\"){0,6}",
         "[ -~]{0,60}",
     ]
-}
-
-/// What the log of the process would hold.
-fn logged(body: impl FnOnce()) -> String {
-    #[derive(Clone)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let text = Arc::new(Mutex::new(Vec::new()));
-    let (writer, guard) = LineWriter::start(Sink(Arc::clone(&text)), lament).unwrap();
-    let settings = LogSettings::default();
-    let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    let heard = Heard::of(&settings, &level).unwrap();
-    tracing::dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
-    drop(guard);
-    let text = text.lock().unwrap().clone();
-    String::from_utf8(text).unwrap()
 }
 
 /// The one line, read; the test fails if it is not one line of one object.
@@ -65,7 +39,7 @@ proptest! {
         float in any::<f64>(), odd in prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(f64::NEG_INFINITY), Just(-0.0), Just(f64::MIN_POSITIVE), Just(f64::MAX)],
         signed: i64, unsigned: u64, wide: i128, yes: bool,
     ) {
-        let line = logged(|| {
+        let line = log_of("info", || {
             let error = std::io::Error::other(text.clone());
             tracing::info!(
                 field = text, shown = %text, debugged = ?text, cause = cause.as_deref(),
@@ -89,7 +63,7 @@ proptest! {
 
     #[test]
     fn a_trace_id_cannot_break_its_line_whoever_named_it(first in hostile(), second in hostile()) {
-        let line = logged(|| {
+        let line = log_of("info", || {
             let span = tracing::error_span!("request", trace_id = first, other = %second);
             span.record("trace_id", tracing::field::display(&second));
             let _inside = span.enter();
