@@ -134,7 +134,7 @@ impl Stage {
     }
 
     /// Starts a candidate on its cores, and waits until it is alive.
-    pub fn start(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
+    fn start(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
         let [address, metrics] = [free_address()?, free_address()?];
         let log = File::options().create(true).append(true).open(self.folder.path().join(name.as_str()))?;
         let (mut command, entra) = (Command::new(executable), &self.entra.told);
@@ -193,6 +193,13 @@ impl Stage {
         Ok(candidate)
     }
 
+    /// Starts a candidate, and has it make everything that is made at first use.
+    pub fn warm(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
+        let candidate = self.start(name, executable)?;
+        candidate.warm_up()?;
+        Ok(candidate)
+    }
+
     /// The end of what a candidate has printed.
     fn said(&self, name: Name) -> String {
         let log = std::fs::read(self.folder.path().join(name.as_str())).unwrap_or_default();
@@ -217,8 +224,8 @@ impl Candidate {
         self.child.id()
     }
 
-    /// Makes one call, so that everything that is made at first use is made.
-    pub fn warm_up(&self) -> anyhow::Result<()> {
+    /// Makes one call.
+    fn warm_up(&self) -> anyhow::Result<()> {
         let params = json!({ "name": "get_user_profile", "arguments": { "user_id": "u000000001" } });
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params }).to_string();
         let head = format!(

@@ -49,6 +49,10 @@ struct Arguments {
     /// How long a window lasts, in seconds
     #[arg(long)]
     seconds: Option<f64>,
+    /// Start the candidates side by side, now and then anew, and measure them turn about in many short windows: shows small differences on a
+    /// machine whose speed changes
+    #[arg(long, conflicts_with = "short")]
+    together: bool,
     /// Over how many calls the growth of the server's memory is watched; 0 leaves it out
     #[arg(long)]
     calls: Option<u64>,
@@ -115,15 +119,26 @@ fn verify(results: &Results) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long candidates live that are measured side by side: a process has luck or bad luck with where its memory lies.
+const ROUNDS_OF_A_LIFE: u32 = 10;
+
 fn run(arguments: &Arguments) -> anyhow::Result<Results> {
     let care = match arguments.short {
         true => Care { warm_up: 0.0, seconds: 0.0, calls_per_connection: Some(2), patience: 0.0, repetitions: 0 },
+        false if arguments.together => {
+            let seconds = arguments.seconds.unwrap_or(0.25);
+            Care { warm_up: 0.1, seconds, calls_per_connection: None, patience: 0.0, repetitions: 0 }
+        }
         false => {
             let seconds = arguments.seconds.unwrap_or(4.0);
             Care { warm_up: 1.5, seconds, calls_per_connection: None, patience: 10.0, repetitions: 2 }
         }
     };
-    let rounds = arguments.rounds.unwrap_or(if arguments.short { 1 } else { 3 });
+    let rounds = arguments.rounds.unwrap_or(match arguments {
+        Arguments { short: true, .. } => 1,
+        Arguments { together: true, .. } => 200,
+        _ => 3,
+    });
     let calls = arguments.calls.unwrap_or(if arguments.short { 5_000 } else { 1_000_000 });
     let scenarios = chosen(&arguments.scenarios)?;
     let names = if arguments.candidates.is_empty() { Name::ALL.to_vec() } else { arguments.candidates.clone() };
@@ -146,16 +161,29 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
         let binary_bytes = executable.metadata()?.len();
         results.candidates.insert(name.as_str().to_owned(), Measured { binary_bytes, ..Measured::default() });
     }
+    let mut side_by_side = Vec::new();
     for round in 0..rounds {
+        if arguments.together && round % ROUNDS_OF_A_LIFE == 0 {
+            side_by_side.clear();
+            for (name, executable) in &candidates {
+                side_by_side.push(stage.warm(*name, executable)?);
+            }
+        }
         // Turn about, so that a machine that becomes slower favours nobody.
         if round > 0 {
             candidates.reverse();
         }
         for (name, executable) in &candidates {
-            wait_until_quiet(Duration::from_secs_f64(care.patience));
-            let candidate = stage.start(*name, executable)?;
-            candidate.warm_up()?;
-            pause(Duration::from_secs_f64(if arguments.short { 0.1 } else { 1.0 }));
+            let started;
+            let candidate = match side_by_side.iter().find(|candidate| candidate.name == *name) {
+                Some(candidate) => candidate,
+                None => {
+                    wait_until_quiet(Duration::from_secs_f64(care.patience));
+                    started = stage.warm(*name, executable)?;
+                    pause(Duration::from_secs_f64(if arguments.short { 0.1 } else { 1.0 }));
+                    &started
+                }
+            };
             let measured = results.candidates.get_mut(name.as_str()).context("a candidate")?;
             measured.starts.push(candidate.started_in.as_secs_f64() * 1e3);
             measured.idle.push(Memory::of(candidate.process())?.now);
@@ -166,7 +194,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
                     Pace::Rate(rate) => Some(rate),
                     Pace::HalfLoad => full_load.map(|rate: f64| rate / 2.0),
                 };
-                let window = measure(&candidate, scenario, rate, &care)
+                let window = measure(candidate, scenario, rate, &care)
                     .with_context(|| format!("{}, {}", name.as_str(), scenario.name))?;
                 if scenario.name == FULL_LOAD {
                     full_load = Some(window.calls_per_second().max(1.0));
@@ -177,10 +205,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<Results> {
         }
         save(arguments, &results)?;
     }
+    drop(side_by_side);
     if let (Some((name, executable)), 1..) = (candidates.iter().find(|(name, _)| *name == Name::Server), calls) {
         eprintln!("memory of the {} over {calls} calls", name.as_str());
-        let candidate = stage.start(*name, executable)?;
-        candidate.warm_up()?;
+        let candidate = stage.warm(*name, executable)?;
         let growth = Some(grow(&candidate, calls)?);
         results.candidates.get_mut(name.as_str()).context("a candidate")?.growth = growth;
         save(arguments, &results)?;

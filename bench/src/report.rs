@@ -52,6 +52,21 @@ impl Measured {
         median(self.windows(scenario).into_iter().filter_map(figure))
     }
 
+    /// The sum over all windows with full load.
+    fn total(&self, figure: impl Fn(&Window) -> f64) -> f64 {
+        self.windows.get(FULL_LOAD).into_iter().flatten().map(figure).sum()
+    }
+
+    /// Calls a second with full load, as a share of another candidate's in the same round; of rounds that were quiet for both.
+    fn ratios_to(&self, other: &Self) -> Vec<f64> {
+        let [ours, theirs] = [self, other].map(|of| of.windows.get(FULL_LOAD).into_iter().flatten());
+        let is_quiet = |window: &Window| window.used.noise <= QUIET;
+        ours.zip(theirs)
+            .filter(|(ours, theirs)| is_quiet(ours) && is_quiet(theirs))
+            .map(|(ours, theirs)| ours.calls_per_second() / theirs.calls_per_second())
+            .collect()
+    }
+
     fn idle_kib(&self) -> Option<f64> {
         median(self.idle.iter().map(|kib| *kib as f64))
     }
@@ -271,26 +286,33 @@ impl Results {
         out
     }
 
-    /// What it costs to switch things on or off, if that was measured.
+    /// What it costs to switch things on or off, if that was measured. The ratio is the median of the rounds' ratios: what the
+    /// machine did to a whole round cancels out.
     fn settings(&self) -> String {
-        let figures = |of: &Measured| {
-            Some((
-                of.median(FULL_LOAD, |window| Some(window.calls_per_second()))?,
-                of.median(FULL_LOAD, Window::cpu_per_call)?,
-            ))
-        };
         let settings = [Name::ServerQuiet, Name::Server, Name::ServerObserved, Name::ServerGuarded];
-        let measured = settings.map(|name| Some((name, figures(self.candidates.get(name.as_str())?)?)));
-        let Some((_, (rate_of_server, _))) = measured[1] else { return String::new() };
-        if measured.iter().flatten().count() < 2 {
-            return String::new();
-        }
-        let mut out =
-            "\n| Setting, at 64 connections | calls/s | CPU µs per call | calls/s ÷ server |\n|---|---:|---:|---:|\n"
-                .to_owned();
-        for (name, (rate, cpu)) in measured.into_iter().flatten() {
-            let name = name.as_str();
-            let _ = writeln!(out, "| {name} | {} | {cpu:.1} | {:.2} |", thousands(rate), rate / rate_of_server);
+        let measured = settings.map(|name| Some((name, self.candidates.get(name.as_str())?)));
+        let measured: Vec<_> = measured.into_iter().flatten().collect();
+        let [(first, base), _, ..] = measured[..] else { return String::new() };
+        let mut out = format!(
+            "\n| Setting, at 64 connections | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\
+             |---|---:|---:|---:|---|\n",
+            first.as_str()
+        );
+        for (name, of) in measured {
+            let Some(rate) = of.median(FULL_LOAD, |window| Some(window.calls_per_second())) else { continue };
+            let cpu = of.total(|window| window.used.candidate * 1e6) / of.total(|window| window.tally.right as f64);
+            let mut ratios = of.ratios_to(base);
+            ratios.sort_by(f64::total_cmp);
+            let [low, high] = [ratios.len() / 4, ratios.len() * 3 / 4].map(|at| ratios.get(at).copied());
+            let ratio = show(median(ratios.iter().copied()));
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {cpu:.1} | {ratio} | {} to {} |",
+                name.as_str(),
+                thousands(rate),
+                show(low),
+                show(high)
+            );
         }
         out
     }
