@@ -143,5 +143,6 @@ fn trace_call(bencher: Bencher<'_, '_>) {
     let _inside = runtime.enter();
     let nobody = url::Url::parse("http://127.0.0.1:9").expect("an address");
     let (spans, trace) = (benching::spans(nobody), RequestTrace::new(&HeaderMap::new()));
-    bencher.bench_local(|| benching::trace_call(&spans, &trace));
+    let described = benching::descriptions();
+    bencher.bench_local(|| benching::trace_call(&spans, &trace, &described));
 }

@@ -54,7 +54,7 @@ pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
 use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
-use crate::telemetry::spans::Attempt;
+use crate::telemetry::spans::{Description, Span};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace, TraceContext};
 use retry::Attempts;
 
@@ -88,6 +88,8 @@ pub struct BackendClient {
     /// Keeps repetitions from multiplying an outage.
     budget: RetryBudget,
     breaker: Option<Breaker>,
+    /// Of the spans of attempts, by route.
+    descriptions: [Description; Route::TEMPLATES.len()],
     /// Where tests put another backend, below everything that is ours.
     #[cfg(test)]
     wire: Option<simulation::Wire>,
@@ -115,10 +117,6 @@ impl Route {
         ("GET", "/query/{dataset}"),
         ("GET", "/health"),
     ];
-
-    fn template(self) -> (&'static str, &'static str) {
-        Self::TEMPLATES.get(self as usize).copied().unwrap_or_default()
-    }
 }
 
 /// What one tool call may spend on the backend, and what it did spend.
@@ -230,6 +228,8 @@ impl BackendClient {
             (header::ACCEPT, HeaderValue::from_static("application/json")),
             (header::USER_AGENT, HeaderValue::from_static(concat!("mcp-server/", env!("CARGO_PKG_VERSION")))),
         ]);
+        let (host, port) = (settings.base_url.host_str(), settings.base_url.port_or_known_default());
+        let (host, port) = (host.unwrap_or_default(), port.unwrap_or_default());
         Self {
             http,
             base_url: settings.base_url.clone(),
@@ -246,6 +246,7 @@ impl BackendClient {
             permits: Semaphore::new(settings.max_concurrency),
             budget: RetryBudget::new(settings.retry_floor, settings.retry_percent),
             breaker: settings.circuit_breaker.then(Breaker::new),
+            descriptions: Route::TEMPLATES.map(|(method, path)| Description::of_attempts(method, path, host, port)),
             #[cfg(test)]
             wire: None,
         }
@@ -420,31 +421,20 @@ impl BackendClient {
     /// Sends once and reads the answer, before the deadline.
     async fn exchange(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
         let _busy = self.metrics.backend_in_flight();
-        let mut asking = Asking {
-            metrics: &self.metrics,
-            call,
-            route: request.route,
-            started: Instant::now(),
-            outcome: Exchange::Cancelled,
-        };
+        let (started, context) = (Instant::now(), call.trace.context.child());
         let resends = call.attempts.fetch_add(1, Relaxed);
         call.attempt_status.store(0, Relaxed);
-        let context = call.trace.context.child();
-        let span = call.trace.attempt(context, || {
-            let (method, template) = request.route.template();
-            let (address, port) = (self.base_url.host_str().unwrap_or_default(), self.base_url.port_or_known_default());
-            Attempt { method, template, address, port: port.unwrap_or_default(), resends }
-        });
+        let span = self
+            .descriptions
+            .get(request.route as usize)
+            .and_then(|description| call.trace.attempt(context, description, resends, started.into_std()));
+        let mut asking =
+            Asking { metrics: &self.metrics, call, route: request.route, started, outcome: Exchange::Cancelled, span };
         let answer = match timeout_at(call.deadline, self.ask(call, request, token, context)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
         };
-        let outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
-        asking.outcome = outcome;
-        if let Some(span) = span {
-            let failure = (outcome != Exchange::Success).then(|| outcome.as_str());
-            span.end_attempt(some_status(&call.attempt_status), failure);
-        }
+        asking.outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
         answer
     }
 
@@ -573,18 +563,24 @@ impl Outgoing {
     }
 }
 
-/// One exchange on its way: counted when it is dropped, also when that is because its client left.
+/// One exchange on its way: counted and traced when it is dropped, also when that is because its client left.
 struct Asking<'a> {
     metrics: &'a Metrics,
     call: &'a Call,
     route: Route,
     started: Instant,
     outcome: Exchange,
+    /// Where the call is traced, if it is.
+    span: Option<Span>,
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         let took = self.started.elapsed();
+        if let Some(span) = self.span.take() {
+            let failure = (self.outcome != Exchange::Success).then(|| self.outcome.as_str());
+            span.end_attempt(some_status(&self.call.attempt_status), failure, took);
+        }
         self.call.at_backend_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
         self.metrics.backend_asked(self.route as usize, self.outcome, took);
     }

@@ -10,14 +10,15 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::HeaderMap;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
-use tracing::{Dispatch, info};
+use tracing::{Dispatch, Level};
 use url::Url;
 
 use crate::auth::Caller;
@@ -25,9 +26,9 @@ use crate::backend::{self, BackendClient, Route, User};
 use crate::identity::{TokenSource, benching::token_source};
 use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
 use crate::telemetry::audit::{self, Audit, HexDigest};
-use crate::telemetry::logs::{self, LogGuard};
+use crate::telemetry::logs::{self, CallLine, LogGuard};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::spans::{Attempt, Operation, Spans};
+use crate::telemetry::spans::{Description, Operation, Spans};
 use crate::telemetry::trace::RequestTrace;
 use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 
@@ -156,36 +157,46 @@ pub fn spans(collector: Url) -> Spans {
     Spans::start(&TraceSettings::new(collector)).expect("TLS")
 }
 
+/// What the two spans of a call have in common with others.
+pub fn descriptions() -> (Description, Description) {
+    let (method, template) = Route::TEMPLATES[0];
+    let attempt = Description::of_attempts(method, template, "backend.internal", 8080);
+    (Description::of_operation("tools/call", Some("get_user_profile")), attempt)
+}
+
 /// The two spans of a call.
-pub fn trace_call(spans: &Spans, trace: &RequestTrace) {
+pub fn trace_call(spans: &Spans, trace: &RequestTrace, described: &(Description, Description)) {
+    let started = Instant::now();
     let operation = Operation {
-        method: "tools/call",
-        tool: Some("get_user_profile"),
+        started,
+        description: &described.0,
         protocol: Some("2025-11-25"),
         request_id: "4711".to_owned(),
         client_address: Some(IpAddr::from([127, 0, 0, 1])),
     };
     let (onward, span) = spans.operation(trace, &operation);
-    let (method, template) = Route::TEMPLATES[0];
-    let attempt = || Attempt { method, template, address: "backend.internal", port: 8080, resends: 0 };
-    if let Some(attempt) = onward.attempt(onward.context.child(), attempt) {
-        attempt.end_attempt(Some(200), None);
+    if let Some(attempt) = onward.attempt(onward.context.child(), &described.1, 0, started) {
+        attempt.end_attempt(Some(200), None, started.elapsed());
     }
     if let Some(span) = span {
-        span.end_tool_call(None);
+        span.end_tool_call(None, started.elapsed());
     }
 }
 
 /// The line that ends a call.
 pub fn log_call(trace: &RequestTrace) {
     let _inside = trace.span().enter();
-    info!(
-        gen_ai.tool.name = "get_user_profile",
-        outcome = "ok",
-        duration_ms = 0.123,
-        backend.attempts = 1,
-        backend.status_code = 200,
-        client.address = %"127.0.0.1:40000",
-        "tool `get_user_profile` succeeded after 0.123 ms"
-    );
+    let line = CallLine {
+        at: OffsetDateTime::now_utc(),
+        trace_id: trace.context().trace_id(),
+        tool: "get_user_profile",
+        outcome: "ok",
+        verb: "succeeded",
+        took: Duration::from_micros(123),
+        attempts: 1,
+        backend_status: Some(200),
+        client_address: Some([127, 0, 0, 1].into()),
+        cause: None,
+    };
+    line.log(Level::INFO);
 }

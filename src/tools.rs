@@ -48,7 +48,7 @@ use crate::backend::{BackendClient, Call};
 use crate::problem::Problem;
 use crate::telemetry::audit::{self, Audit, HexDigest};
 use crate::telemetry::metrics::{Metrics, Operation};
-use crate::telemetry::spans::Spans;
+use crate::telemetry::spans::{Description, Spans};
 use args::Rules;
 use call::{Ended, Origin, subject};
 pub use plain::{Head, PlainCall, Written};
@@ -123,6 +123,7 @@ struct Entry {
     index: usize,
     /// The hash of its input schema, for the audit.
     schema_digest: HexDigest,
+    span_description: Description,
     run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
 }
 
@@ -157,7 +158,8 @@ fn entry<T: Tool>(index: usize, permission: Permission) -> Entry {
         .with_title(T::TITLE)
         .with_raw_output_schema(Arc::new(args::output_schema::<T::Output>()))
         .with_annotations(T::EFFECT.annotations());
-    Entry { definition, rules, effect: T::EFFECT, permission, index, schema_digest, run: run::<T> }
+    let span_description = Description::of_operation("tools/call", Some(T::NAME));
+    Entry { definition, rules, effect: T::EFFECT, permission, index, schema_digest, span_description, run: run::<T> }
 }
 
 /// Decodes, runs and renders one tool.
@@ -284,15 +286,17 @@ impl ToolServer {
         answer: impl FnOnce() -> Result<T, ErrorData>,
     ) -> Result<T, ErrorData> {
         let started = Instant::now();
-        let span =
-            self.shared.spans.as_ref().and_then(|_| self.operation(operation.method(), None, &Origin::of(context)).1);
+        let span = self.shared.spans.as_ref().and_then(|_| {
+            let description = Description::of_operation(operation.method(), None);
+            self.operation(&description, &Origin::of(context), started).1
+        });
         let answer = answer();
-        let error = answer.as_ref().err().map(|error| error.code.0);
+        let (error, took) = (answer.as_ref().err().map(|error| error.code.0), started.elapsed());
         if let Some(span) = span {
-            span.end_request(error);
+            span.end_request(error, took);
         }
         let protocol = protocol.as_ref().map_or("", ProtocolVersion::as_str);
-        self.shared.metrics.operation_ended(operation, protocol, error, started.elapsed());
+        self.shared.metrics.operation_ended(operation, protocol, error, took);
         answer
     }
 

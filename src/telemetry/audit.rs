@@ -11,19 +11,21 @@ use std::cell::RefCell;
 use std::io::BufReader;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 use time::OffsetDateTime;
-use tracing::info;
+use tracing::{Level, info};
 
 pub use chain::{Broken, Digest, HexDigest, Whole};
 pub use file::OpenError;
 use file::{End, FileSink};
 
 use super::lines::Reserved;
-use super::logs::line::{Escaped, write_address, write_milliseconds, write_name, write_number, write_text, write_time};
-use super::logs::write_past_levels;
+use super::logs::line::{
+    Escaped, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text, write_time,
+};
+use super::logs::write_past_events;
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
 
@@ -33,6 +35,8 @@ const UNAUTHENTICATED: &str = "unauthenticated";
 /// What happened, in plain values: telemetry knows no callers and no tools.
 #[derive(Debug, Clone)]
 pub struct Event<'a> {
+    /// When it happened.
+    pub at: OffsetDateTime,
     /// Of which kind.
     pub name: Name,
     /// Finds the log lines of the request.
@@ -63,6 +67,7 @@ impl<'a> Event<'a> {
     /// A caller that was turned away before any tool was looked at; `outcome` is the word for the reason.
     pub fn refused_caller(trace_id: TraceId, client_address: Option<IpAddr>, outcome: &'a str) -> Self {
         Self {
+            at: OffsetDateTime::now_utc(),
             name: Name::CallerRefused,
             trace_id,
             caller: None,
@@ -188,13 +193,12 @@ impl Audit {
             static TEXT: RefCell<(String, String)> = const { RefCell::new((String::new(), String::new())) };
         }
         TEXT.with_borrow_mut(|(fields, record)| {
-            let now = OffsetDateTime::now_utc();
             fields.clear();
             write_fields(fields, event);
-            log(event, fields, now);
+            log(event, fields);
             let Some(file) = &self.file else { return };
             record.clear();
-            write_record(record, event, fields, now);
+            write_record(record, event, fields);
             match slot.0 {
                 Some(slot) => slot.add(record.as_bytes()),
                 None => file.send(record.as_bytes()),
@@ -226,28 +230,25 @@ impl Audit {
 }
 
 /// Time-ordered, and unique without a system call.
-fn event_id() -> uuid::fmt::Hyphenated {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+fn event_id(at: OffsetDateTime) -> uuid::fmt::Hyphenated {
+    let millis = (at.unix_timestamp_nanos() / 1_000_000) as u64;
     let mut random = [0; 10];
     fastrand::fill(&mut random);
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated()
 }
 
 /// The event as a line of the log.
-fn log(event: &Event<'_>, fields: &str, now: OffsetDateTime) {
+fn log(event: &Event<'_>, fields: &str) {
     let (name, decision, outcome) = (event.name.as_str(), event.decision.as_str(), event.outcome);
-    let is_written = write_past_levels(|line| {
-        line.push_str("{\"timestamp\":\"");
-        write_time(line, now);
-        line.push_str(r#"","level":"INFO","logger":"audit","message":""#);
+    let ours =
+        OurLine { at: event.at, level: Level::INFO, logger: "audit", place: our_place!(), trace_id: event.trace_id };
+    let is_written = write_past_events(|line| {
+        ours.begin(line);
         for part in [name, " ", decision, ": "] {
             line.push_str(part);
         }
         Escaped(line).push(outcome);
-        line.push_str(concat!(r#"","module":""#, module_path!(), r#"","function":"request","line":"#, line!()));
-        line.push_str(",\"trace_id\":\"");
-        event.trace_id.write_to(line);
-        line.push('"');
+        ours.go_on(line);
         line.push_str(fields);
         line.push_str("}\n");
     });
@@ -258,9 +259,9 @@ fn log(event: &Event<'_>, fields: &str, now: OffsetDateTime) {
 }
 
 /// The event as a record of the file: the same fields, as one JSON object on a line.
-fn write_record(record: &mut String, event: &Event<'_>, fields: &str, now: OffsetDateTime) {
+fn write_record(record: &mut String, event: &Event<'_>, fields: &str) {
     record.push_str("{\"timestamp\":\"");
-    write_time(record, now);
+    write_time(record, event.at);
     record.push_str("\",\"trace_id\":\"");
     event.trace_id.write_to(record);
     record.push('"');
@@ -279,7 +280,7 @@ fn write_fields(fields: &mut String, event: &Event<'_>) {
     };
     text("caller", Some(event.caller.map_or(UNAUTHENTICATED, |caller| caller.object)));
     text("event.name", Some(event.name.as_str()));
-    text("event.id", Some(event_id().encode_lower(&mut id)));
+    text("event.id", Some(event_id(event.at).encode_lower(&mut id)));
     text("caller.tenant", event.caller.map(|caller| caller.tenant));
     text("caller.app", event.caller.map(|caller| caller.app));
     text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
@@ -355,7 +356,7 @@ mod tests {
         };
         let (mut fields, mut record) = (String::new(), String::new());
         write_fields(&mut fields, &event);
-        write_record(&mut record, &event, &fields, OffsetDateTime::now_utc());
+        write_record(&mut record, &event, &fields);
         let text = record.trim_end();
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
@@ -366,7 +367,8 @@ mod tests {
 
     #[test]
     fn ids_of_events_are_unique_and_in_the_order_of_time() {
-        let ids: std::collections::BTreeSet<_> = (0..10_000).map(|_| event_id().to_string()).collect();
+        let ids: std::collections::BTreeSet<_> =
+            (0..10_000).map(|_| event_id(OffsetDateTime::now_utc()).to_string()).collect();
         assert_eq!(ids.len(), 10_000);
         assert!(ids.iter().all(|id| uuid::Uuid::try_parse(id).unwrap().get_version_num() == 7));
     }

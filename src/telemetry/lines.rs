@@ -30,15 +30,6 @@ struct Waiting<E> {
     end: Option<E>,
 }
 
-/// What the thread is given, beside the lines.
-#[derive(Debug)]
-pub(super) struct Taken<E> {
-    /// How many there are.
-    pub(super) lines: usize,
-    /// Nothing more will come; to be told when everything is done.
-    pub(super) end: Option<E>,
-}
-
 impl<E> Lines<E> {
     /// Room for so many lines.
     pub(super) fn new(room: usize) -> Self {
@@ -74,8 +65,9 @@ impl<E> Lines<E> {
         self.wake(waiting);
     }
 
-    /// Waits for lines, for so long at most, and puts all of them into `text`, which is empty.
-    pub(super) fn take(&self, text: &mut Vec<u8>, patience: Duration) -> Taken<E> {
+    /// Waits for lines, for so long at most, and puts all of them into `text`, which is empty. When nothing more will come, that is who
+    /// waits to be told that everything is done.
+    pub(super) fn take(&self, text: &mut Vec<u8>, patience: Duration) -> Option<E> {
         text.shrink_to(KEPT_BYTES);
         let mut waiting = self.lock();
         if waiting.lines == 0 && !waiting.closed {
@@ -86,7 +78,8 @@ impl<E> Lines<E> {
             waiting.idle = false;
         }
         mem::swap(&mut waiting.text, text);
-        Taken { lines: mem::take(&mut waiting.lines), end: waiting.end.take() }
+        waiting.lines = 0;
+        waiting.end.take()
     }
 
     fn push(&self, mut waiting: MutexGuard<'_, Waiting<E>>, line: &[u8]) {
@@ -139,7 +132,7 @@ mod tests {
         assert!(lines.reserve().is_none());
         promised.add(b"promised\n");
         let mut text = Vec::new();
-        assert_eq!(lines.take(&mut text, SOON).lines, 3);
+        assert!(lines.take(&mut text, SOON).is_none());
         assert_eq!(text, b"1\n2\npromised\n");
 
         drop(lines.reserve());
@@ -155,7 +148,7 @@ mod tests {
             move || {
                 loop {
                     let mut text = Vec::new();
-                    let Taken { end, .. } = lines.take(&mut text, Duration::from_secs(60));
+                    let end = lines.take(&mut text, Duration::from_secs(60));
                     seen.send(text).unwrap();
                     if end.is_some() {
                         return;

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "benches")]
 pub(crate) mod benching;
+mod call;
 pub(super) mod line;
 #[cfg(test)]
 mod properties;
@@ -18,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use time::OffsetDateTime;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
-use tracing::{Dispatch, Level, Metadata, Subscriber, info};
+use tracing::{Dispatch, Level, Metadata, Subscriber, dispatcher, info};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -28,7 +29,8 @@ use crate::settings::LogSettings;
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
-pub use line::{Milliseconds, Rfc3339, address_text};
+pub use call::CallLine;
+pub use line::Rfc3339;
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.
 static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
@@ -38,12 +40,16 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.load(Relaxed))
 }
 
-/// Where the lines of the JSON log go.
-static WRITER: OnceLock<LineWriter> = OnceLock::new();
-
-/// Writes a line past the subscriber, as nothing but an audit event may, which no level silences; false where the log is not JSON.
-pub(super) fn write_past_levels(write: impl FnOnce(&mut String)) -> bool {
-    WRITER.get().map(|writer| writer.write_line(write)).is_some()
+/// Writes a line past the machinery of events, and past the level; false where the log is not JSON.
+pub(super) fn write_past_events(write: impl FnOnce(&mut String)) -> bool {
+    let mut write = Some(write);
+    dispatcher::get_default(|log| match (log.downcast_ref::<LineSubscriber>(), write.take()) {
+        (Some(log), Some(write)) => {
+            log.write_line(write);
+            true
+        }
+        _ => false,
+    })
 }
 
 /// Keeps the writer's thread alive; dropping it writes what is still queued.
@@ -76,8 +82,7 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()));
         tracing_subscriber::registry().with(heard).with(lines).try_init()?;
     } else {
-        Dispatch::new(LineSubscriber::new(heard, writer.clone())).try_init()?;
-        let _ = WRITER.set(writer);
+        Dispatch::new(LineSubscriber::new(heard, writer)).try_init()?;
     }
     log_panics();
     Ok(LogGuard { level, _writer: guard })
@@ -220,7 +225,7 @@ pub(super) mod tests {
         let settings = LogSettings { filter: filter.to_owned(), debug: false };
         let level = LevelSwitch { filter: filter.to_owned(), raised: Arc::default() };
         let heard = Heard::of(&settings, &level).unwrap();
-        tracing::dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
+        dispatcher::with_default(&Dispatch::new(LineSubscriber::new(heard, writer)), body);
         drop(guard);
         let text = sink.0.lock().unwrap().clone();
         String::from_utf8(text).unwrap()

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::HeaderValue;
 use tracing::{info, warn};
 
 use super::trace::{RequestTrace, Trace, TraceContext};
@@ -88,62 +87,34 @@ impl Spans {
     ///
     /// When the platform's TLS cannot be set up.
     pub fn start(settings: &TraceSettings) -> Result<Self, reqwest::Error> {
-        let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay));
         let counts = Arc::new(Counts::default());
         let exporter = Exporter::new(settings, Arc::clone(&counts))?;
+        let queue = Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay, exporter.room());
+        let queue = Arc::new(queue);
         tokio::spawn(exporter.run(Arc::clone(&queue)));
         info!("traces are exported to {}", settings.endpoint);
         Ok(Self(Arc::new(Shared { sampling: settings.sampling, queue, counts })))
     }
 
-    /// Begins the span of an MCP request. Gives the trace that goes on to the backend, which names this span as the parent; and
+    /// Begins the span of an MCP request, which is now. Gives the trace that goes on to the backend, which names this span as the parent; and
     /// the span, if it is sampled.
     pub fn operation(&self, request: &RequestTrace, operation: &Operation<'_>) -> (Trace, Option<Span>) {
         let Trace { context, state, .. } = request.trace().clone();
         let parent = request.parent();
         let sampled = samples(self.0.sampling, parent.map(|parent| parent.context), context);
-        let ours = Trace { context: context.child().sampled_as(sampled), state, spans: sampled.then(|| self.clone()) };
-        if !sampled {
-            return (ours, None);
-        }
-        let mut span = self.begin(
-            Kind::Server,
-            ours.context,
-            ours.state.as_ref(),
-            parent.map(|parent| Parent { context: parent.context, is_remote: true }),
-        );
-        match operation.tool {
-            Some(tool) => span.message.name(&[operation.method, " ", tool]),
-            None => span.message.name(&[operation.method]),
-        }
-        if let Some(link) = request.link() {
-            span.message.link(link);
-        }
-        operation.describe(&mut span.message);
-        (ours, Some(span))
-    }
-
-    /// Begins the span of one attempt at the backend.
-    fn attempt(&self, parent: &Trace, context: TraceContext, attempt: &Attempt<'_>) -> Span {
-        let Trace { context: above, state, .. } = parent;
-        let above = Parent { context: *above, is_remote: false };
-        let mut span = self.begin(Kind::Client, context, state.as_ref(), Some(above));
-        let message = &mut span.message;
-        message.name(&[attempt.method, " ", attempt.template]);
-        message.text(names::HTTP_METHOD, attempt.method);
-        message.text(names::URL_TEMPLATE, attempt.template);
-        message.text(names::SERVER_ADDRESS, attempt.address);
-        message.integer(names::SERVER_PORT, attempt.port.into());
-        if attempt.resends > 0 {
-            message.integer(names::RESENDS, attempt.resends);
-        }
-        span
-    }
-
-    fn begin(&self, kind: Kind, ours: TraceContext, state: Option<&HeaderValue>, parent: Option<Parent>) -> Span {
-        let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        let message = Message::span(kind, ours, state, parent, start);
-        Span { spans: self.clone(), message, start, started: Instant::now(), ended: false }
+        let recording = sampled.then(|| Recording { spans: self.clone(), clock: Clock::set(operation.started) });
+        let ours = Trace { context: context.child().sampled_as(sampled), state, recording };
+        let parent = parent.map(|parent| Parent { context: parent.context, is_remote: true });
+        let span = ours.recording.as_ref().map(|recording| {
+            let mut span =
+                recording.begin(Kind::Server, &ours, ours.context, parent, operation.description, operation.started);
+            if let Some(link) = request.link() {
+                span.message.link(link);
+            }
+            operation.describe(&mut span.message);
+            span
+        });
+        (ours, span)
     }
 
     /// Spans that were not sent because the collector was too slow, or not there.
@@ -166,13 +137,94 @@ impl Spans {
     }
 }
 
+/// What all spans of a kind have in common, written once: their name, and most of their attributes.
+#[derive(Debug)]
+pub struct Description(Message);
+
+impl Description {
+    /// Of MCP requests with this method: `tools/call` and its like, of those that this server knows, and no other; and of calls of
+    /// this tool, if it is one.
+    pub fn of_operation(method: &'static str, tool: Option<&'static str>) -> Self {
+        let mut common = Message::default();
+        match tool {
+            Some(tool) => common.name(&[method, " ", tool]),
+            None => common.name(&[method]),
+        }
+        common.text(names::METHOD, method);
+        if let Some(tool) = tool {
+            common.text(names::TOOL, tool);
+            common.text(names::OPERATION, "execute_tool");
+        }
+        common.text(names::TRANSPORT, "tcp");
+        common.text(names::NETWORK_PROTOCOL, "http");
+        common.text(names::NETWORK_PROTOCOL_VERSION, "1.1");
+        Self(common)
+    }
+
+    /// Of attempts at one of the backend's routes: its method, its path without what is put into it, and the backend's host and port.
+    pub fn of_attempts(method: &'static str, template: &'static str, address: &str, port: u16) -> Self {
+        let mut common = Message::default();
+        common.name(&[method, " ", template]);
+        common.text(names::HTTP_METHOD, method);
+        common.text(names::URL_TEMPLATE, template);
+        common.text(names::SERVER_ADDRESS, address);
+        common.integer(names::SERVER_PORT, port.into());
+        Self(common)
+    }
+}
+
+/// The time of day during one request, which is asked for once: like this the spans of a request fit together, whatever is done
+/// to the clock meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    set: Instant,
+    /// Nanoseconds since 1970.
+    then: u64,
+}
+
+impl Clock {
+    /// A clock for a request that has begun at this moment, just now.
+    fn set(now: Instant) -> Self {
+        let then = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        Self { set: now, then }
+    }
+
+    /// Nanoseconds since 1970.
+    fn tell(&self, moment: Instant) -> u64 {
+        self.then.saturating_add(moment.saturating_duration_since(self.set).as_nanos() as u64)
+    }
+}
+
+/// That a request is recorded, and where. It goes along with the request's [`Trace`].
+#[derive(Debug, Clone)]
+pub struct Recording {
+    spans: Spans,
+    clock: Clock,
+}
+
+impl Recording {
+    fn begin(
+        &self,
+        kind: Kind,
+        trace: &Trace,
+        ours: TraceContext,
+        parent: Option<Parent>,
+        description: &Description,
+        started: Instant,
+    ) -> Span {
+        let start = self.clock.tell(started);
+        let message = Message::span(kind, ours, trace.state.as_ref(), parent, start, &description.0);
+        Span { spans: self.spans.clone(), message, start, started, took: None }
+    }
+}
+
 /// What is known of an MCP request when it begins.
 #[derive(Debug)]
 pub struct Operation<'a> {
-    /// `tools/call` and its like: of the methods that this server knows, and no other.
-    pub method: &'static str,
-    /// The tool that is called, if there is one of that name.
-    pub tool: Option<&'static str>,
+    /// When that is.
+    pub started: Instant,
+    /// What it has in common with others.
+    pub description: &'a Description,
     /// The revision of MCP that the client speaks.
     pub protocol: Option<&'a str>,
     /// The id of the JSON-RPC request.
@@ -183,45 +235,35 @@ pub struct Operation<'a> {
 
 impl Operation<'_> {
     fn describe(&self, span: &mut Message) {
-        span.text(names::METHOD, self.method);
-        if let Some(tool) = self.tool {
-            span.text(names::TOOL, tool);
-            span.text(names::OPERATION, "execute_tool");
-        }
         let request_id = self.request_id.char_indices().nth(LONGEST_REQUEST_ID);
         let request_id = request_id.and_then(|(end, _)| self.request_id.get(..end)).unwrap_or(&self.request_id);
         span.text(names::REQUEST_ID, request_id);
         if let Some(protocol) = self.protocol {
             span.text(names::PROTOCOL, protocol);
         }
-        span.text(names::TRANSPORT, "tcp");
-        span.text(names::NETWORK_PROTOCOL, "http");
-        span.text(names::NETWORK_PROTOCOL_VERSION, "1.1");
         if let Some(address) = self.client_address {
             span.address(names::CLIENT_ADDRESS, address);
         }
     }
 }
 
-/// What is known of an attempt at the backend when it begins.
-#[derive(Debug)]
-pub struct Attempt<'a> {
-    /// `GET` or `POST`.
-    pub method: &'static str,
-    /// The path, without what was put into it.
-    pub template: &'static str,
-    /// The backend's host.
-    pub address: &'a str,
-    /// Its port.
-    pub port: u16,
-    /// How many attempts of the same call there were before.
-    pub resends: u32,
-}
-
 impl Trace {
-    /// Begins the span of an attempt that has this context, if the call is sampled.
-    pub fn attempt<'a>(&self, context: TraceContext, attempt: impl FnOnce() -> Attempt<'a>) -> Option<Span> {
-        self.spans.as_ref().map(|spans| spans.attempt(self, context, &attempt()))
+    /// Begins the span of an attempt at the backend that has this context, if the request is recorded; there were so many attempts
+    /// of the same call before.
+    pub fn attempt(
+        &self,
+        context: TraceContext,
+        description: &Description,
+        resends: u32,
+        started: Instant,
+    ) -> Option<Span> {
+        let above = Parent { context: self.context, is_remote: false };
+        let recording = self.recording.as_ref()?;
+        let mut span = recording.begin(Kind::Client, self, context, Some(above), description, started);
+        if resends > 0 {
+            span.message.integer(names::RESENDS, resends);
+        }
+        Some(span)
     }
 }
 
@@ -245,13 +287,14 @@ pub struct Span {
     /// Nanoseconds since 1970.
     start: u64,
     started: Instant,
-    ended: bool,
+    /// Once it has ended.
+    took: Option<Duration>,
 }
 
 impl Span {
     /// Ends the span of a tool call: with an error if its result is one, of which the conventions say no more than that.
-    pub fn end_tool_call(mut self, error: Option<&'static str>) {
-        self.ended = true;
+    pub fn end_tool_call(mut self, error: Option<&'static str>, took: Duration) {
+        self.took = Some(took);
         if let Some(error) = error {
             self.message.text(names::ERROR, if error == CANCELLED { CANCELLED } else { "tool_error" });
             self.message.failure(error);
@@ -259,8 +302,8 @@ impl Span {
     }
 
     /// Ends the span of any MCP request, with the code of the JSON-RPC error that answers it.
-    pub fn end_request(mut self, error: Option<i32>) {
-        self.ended = true;
+    pub fn end_request(mut self, error: Option<i32>, took: Duration) {
+        self.took = Some(took);
         if let Some(code) = error {
             let code = code.to_string();
             self.message.text(names::ERROR, &code);
@@ -270,8 +313,8 @@ impl Span {
     }
 
     /// Ends the span of an attempt: with the status of the answer if there was one, and the kind of failure if it was one.
-    pub fn end_attempt(mut self, status: Option<u16>, error: Option<&'static str>) {
-        self.ended = true;
+    pub fn end_attempt(mut self, status: Option<u16>, error: Option<&'static str>, took: Duration) {
+        self.took = Some(took);
         if let Some(status) = status {
             self.message.integer(names::HTTP_STATUS, status.into());
         }
@@ -287,11 +330,12 @@ impl Span {
 
 impl Drop for Span {
     fn drop(&mut self) {
-        if !self.ended {
+        let took = self.took.unwrap_or_else(|| {
             self.message.text(names::ERROR, CANCELLED);
             self.message.failure(CANCELLED);
-        }
-        self.message.end(self.start.saturating_add(self.started.elapsed().as_nanos() as u64));
+            self.started.elapsed()
+        });
+        self.message.end(self.start.saturating_add(took.as_nanos() as u64));
         let Shared { queue, counts, .. } = &*self.spans.0;
         counts.ended.fetch_add(1, Relaxed);
         if !queue.add(&self.message) {

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
 
-use super::spans::Spans;
+use super::spans::Recording;
 
 /// The header, and the key of `params._meta`, that names the trace and its parent.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -127,13 +127,13 @@ pub struct Trace {
     /// `tracestate`, unread; it belongs to its `traceparent` and goes where that goes.
     pub state: Option<HeaderValue>,
     /// Where the spans of this request are recorded, if they are.
-    pub spans: Option<Spans>,
+    pub recording: Option<Recording>,
 }
 
 impl Trace {
     /// Begins a trace of our own.
     pub fn begin() -> Self {
-        Self { context: TraceContext::begin(), state: None, spans: None }
+        Self { context: TraceContext::begin(), state: None, recording: None }
     }
 
     fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
@@ -144,7 +144,7 @@ impl Trace {
                 && state.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         };
         let state = tracestate.filter(printable).and_then(|state| HeaderValue::from_str(state).ok());
-        Some(Self { context, state, spans: None })
+        Some(Self { context, state, recording: None })
     }
 }
 

@@ -8,17 +8,18 @@ use futures_util::FutureExt as _;
 use rmcp::RoleServer;
 use rmcp::model::{JsonObject, MetaObject, ProtocolVersion, RequestId};
 use rmcp::service::RequestContext;
-use tracing::{Instrument as _, error, info, warn};
+use time::OffsetDateTime;
+use tracing::{Instrument as _, Level};
 
 use super::error::{out_of_time, tool_busy, unaudited};
-use super::{Effect, Entry, Shared, TOOL_NAMES, ToolServer};
+use super::{Effect, Entry, Shared, ToolServer};
 use crate::auth::{Caller, StepUp};
 use crate::backend::{Call, Principal};
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
-use crate::telemetry::logs::{Milliseconds, address_text};
+use crate::telemetry::logs::CallLine;
 use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
-use crate::telemetry::spans::{self, Span};
+use crate::telemetry::spans::{self, Description, Span};
 use crate::telemetry::trace::{RequestTrace, Trace};
 
 /// How a call ended: its result as compact JSON, or what its caller is told instead.
@@ -118,15 +119,15 @@ impl ToolServer {
     /// Begins the span of an MCP request, if requests are traced; gives what goes on to the backend.
     pub(super) fn operation(
         &self,
-        method: &'static str,
-        tool: Option<&'static str>,
+        description: &Description,
         origin: &Origin,
+        started: Instant,
     ) -> (Trace, Option<Span>) {
         let trace = &origin.trace;
         let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
         let operation = spans::Operation {
-            method,
-            tool,
+            started,
+            description,
             protocol: origin.protocol.as_ref().map(ProtocolVersion::as_str),
             request_id: origin.request_id.to_string(),
             client_address: origin.caller.as_ref().map(Caller::address),
@@ -135,8 +136,8 @@ impl ToolServer {
     }
 
     fn ending(&self, entry: &'static Entry, arguments: &JsonObject, origin: Origin) -> Ending {
-        let tool = TOOL_NAMES.get(entry.index).copied();
-        let (onward, span) = self.operation("tools/call", tool, &origin);
+        let started = Instant::now();
+        let (onward, span) = self.operation(&entry.span_description, &origin, started);
         let principal = origin.caller.as_ref().and_then(principal);
         Ending {
             shared: Arc::clone(&self.shared),
@@ -148,7 +149,7 @@ impl ToolServer {
             slot: None,
             backend_declared: false,
             origin,
-            started: Instant::now(),
+            started,
             recorded: false,
         }
     }
@@ -235,56 +236,55 @@ impl Ending {
             at_backend: self.call.at_backend(),
             reads: self.entry.effect == Effect::Reads,
         });
-        let (took_ms, duration_ms) = (Milliseconds(took), took.as_micros() as f64 / 1_000.0);
-        let (name, outcome_word, attempts) = (&*self.entry.definition.name, outcome.as_str(), self.call.attempts());
-        let status = self.call.status();
-        let address = self.origin.caller.as_ref().map(|caller| address_text(caller.address()));
+        let tool = &*self.entry.definition.name;
+        let (outcome_word, attempts, backend_status) = (outcome.as_str(), self.call.attempts(), self.call.status());
+        let client_address = self.origin.caller.as_ref().map(Caller::address);
+        let (at, trace_id) = (OffsetDateTime::now_utc(), self.origin.trace.context().trace_id());
+        if let Some(span) = self.span.take() {
+            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word), took);
+        }
         let _inside = self.origin.trace.span().enter();
         let event = audit::Event {
+            at,
             name: audit::Name::ToolCall,
-            trace_id: self.origin.trace.context().trace_id(),
+            trace_id,
             caller: self.origin.caller.as_ref().and_then(subject),
-            client_address: self.origin.caller.as_ref().map(Caller::address),
-            tool: Some((name, &self.entry.schema_digest)),
+            client_address,
+            tool: Some((tool, &self.entry.schema_digest)),
             arguments: Some(&self.arguments),
             decision: self.decision,
             outcome: outcome_word,
-            backend_status: status,
+            backend_status,
             attempts,
             idempotency_key: self.call.idempotency_key(),
             took,
         };
-        if let Some(span) = self.span.take() {
-            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word));
-        }
         match self.slot.take() {
             Some(slot) => self.shared.audit.record_in(slot, &event),
             None => self.shared.audit.record(&event),
         }
-        macro_rules! finished {
-            ($level:ident, $verb:literal) => {
-                $level!(
-                    gen_ai.tool.name = name,
-                    outcome = outcome_word,
-                    duration_ms,
-                    backend.attempts = attempts,
-                    backend.status_code = status,
-                    client.address = address.as_deref(),
-                    cause,
-                    "tool `{name}` {} after {took_ms} ms",
-                    $verb
-                )
-            };
-        }
-        match outcome {
-            Outcome::Ok => finished!(info, "succeeded"),
-            Outcome::Cancelled => finished!(info, "was given up because its client left"),
-            Outcome::Failed(ErrorCode::ValidationError) => finished!(info, "was refused with VALIDATION_ERROR"),
-            Outcome::Failed(ErrorCode::ServiceError) => finished!(warn, "failed with SERVICE_ERROR"),
-            Outcome::Failed(ErrorCode::AuthenticationError) => finished!(warn, "failed with AUTHENTICATION_ERROR"),
-            Outcome::Failed(ErrorCode::TimeoutError) => finished!(warn, "failed with TIMEOUT_ERROR"),
-            Outcome::Failed(ErrorCode::InternalError) => finished!(error, "failed with INTERNAL_ERROR"),
-        }
+        let (level, verb) = match outcome {
+            Outcome::Ok => (Level::INFO, "succeeded"),
+            Outcome::Cancelled => (Level::INFO, "was given up because its client left"),
+            Outcome::Failed(ErrorCode::ValidationError) => (Level::INFO, "was refused with VALIDATION_ERROR"),
+            Outcome::Failed(ErrorCode::ServiceError) => (Level::WARN, "failed with SERVICE_ERROR"),
+            Outcome::Failed(ErrorCode::AuthenticationError) => (Level::WARN, "failed with AUTHENTICATION_ERROR"),
+            Outcome::Failed(ErrorCode::TimeoutError) => (Level::WARN, "failed with TIMEOUT_ERROR"),
+            Outcome::Failed(ErrorCode::InternalError) => (Level::ERROR, "failed with INTERNAL_ERROR"),
+        };
+        let line = CallLine {
+            at,
+            trace_id,
+            tool,
+            outcome: outcome_word,
+            verb,
+            took,
+            attempts,
+            backend_status,
+            client_address,
+            cause,
+        };
+        line.log(level);
     }
 }
 
@@ -309,7 +309,7 @@ pub(super) mod tests {
     use crate::identity::TokenSource;
     use crate::settings::{BackendSettings, IdentitySettings};
     use crate::telemetry::metrics::Metrics;
-    use crate::tools::{Rules, Running, TOOLS, Wiring};
+    use crate::tools::{Rules, Running, TOOL_NAMES, TOOLS, Wiring};
 
     /// A server whose backend and Entra do not exist: for what goes wrong before they are asked.
     pub(in crate::tools) fn server(max_in_flight_per_tool: usize) -> ToolServer {
@@ -363,6 +363,7 @@ pub(super) mod tests {
             permission: *permission,
             index: tool,
             schema_digest: *schema_digest,
+            span_description: Description::of_operation("tools/call", None),
             run,
         }))
     }

@@ -6,12 +6,12 @@
 //! files can forge both: the log holds the same events, and hashes to compare with.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::io::{self, BufRead};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::telemetry::logs::line::Digits;
 use crate::telemetry::trace::write_hex;
 
 /// What ends each line, hash included.
@@ -73,16 +73,17 @@ impl Head {
     }
 
     /// Appends a record with this event, which is a JSON object, and becomes its end.
-    pub(super) fn append(&mut self, event: &str, lines: &mut String) {
+    pub(super) fn append(&mut self, event: &[u8], lines: &mut Vec<u8>) {
         let start = lines.len();
         self.sequence += 1;
-        let _ = write!(lines, r#"{{"sequence":{}"#, self.sequence);
-        for part in [r#","previous":""#, &self.hash, r#"","event":"#, event] {
-            lines.push_str(part);
+        lines.extend_from_slice(br#"{"sequence":"#);
+        lines.extend_from_slice(Digits::of(self.sequence).as_str().as_bytes());
+        for part in [br#","previous":""#, self.hash.as_bytes(), br#"","event":"#, event] {
+            lines.extend_from_slice(part);
         }
-        let hash = Digest::of(lines.get(start..).unwrap_or_default().as_bytes()).hex();
+        let hash = Digest::of(lines.get(start..).unwrap_or_default()).hex();
         for part in [r#","hash":""#, hash.as_str(), "\"}\n"] {
-            lines.push_str(part);
+            lines.extend_from_slice(part.as_bytes());
         }
         hash.as_str().clone_into(&mut self.hash);
     }
@@ -143,9 +144,9 @@ impl Note {
     }
 
     /// As the event of a record; `time` is RFC 3339.
-    pub(super) fn event(&self, time: &str) -> String {
+    pub(super) fn event(&self, time: &str) -> Vec<u8> {
         let note = serde_json::to_string(self).unwrap_or_default();
-        format!(r#"{{"timestamp":"{time}",{}"#, note.strip_prefix('{').unwrap_or("}"))
+        format!(r#"{{"timestamp":"{time}",{}"#, note.strip_prefix('{').unwrap_or("}")).into_bytes()
     }
 
     fn read(event: &str) -> Option<Self> {
@@ -321,12 +322,12 @@ mod tests {
 
     /// A file of these events, as a server writes it that starts, and its head.
     fn chain(events: &[String]) -> (String, Head) {
-        let (mut end, mut text) = (Head::start(), String::new());
+        let (mut end, mut text) = (Head::start(), Vec::new());
         end.append(&Note::Started { head: None }.event("now"), &mut text);
         for event in events {
-            end.append(event, &mut text);
+            end.append(event.as_bytes(), &mut text);
         }
-        (text, end)
+        (String::from_utf8(text).unwrap(), end)
     }
 
     fn events(count: usize) -> Vec<String> {
@@ -365,8 +366,9 @@ mod tests {
 
         // A line whose own hash was made to fit is given away by the next.
         let mut forged = Head { sequence: 2, hash: Record::read(lines[1].as_bytes()).unwrap().hash.to_owned() };
-        let mut line = String::new();
-        forged.append(r#"{"n":"forged"}"#, &mut line);
+        let mut line = Vec::new();
+        forged.append(br#"{"n":"forged"}"#, &mut line);
+        let line = String::from_utf8(line).unwrap();
         let (found, told) = broken_at(&text.replace(&format!("{}\n", lines[2]), &line), Some(&head));
         assert_eq!((found, told.contains("changed or replaced")), (4, true), "{told}");
     }
@@ -379,10 +381,11 @@ mod tests {
             Head { sequence: 2, hash: Record::read(text.lines().nth(1).unwrap().as_bytes()).unwrap().hash.to_owned() };
         assert!(verify(text.as_bytes(), Some(&behind)).is_ok());
         let torn = r#"{"sequence":4,"previous":"0123456789ab"#;
-        let (mut resumed, mut end) = (format!("{text}{torn}\n"), head);
+        let (mut resumed, mut end) = (format!("{text}{torn}\n").into_bytes(), head);
         end.append(&Note::sealing(torn.as_bytes()).event("later"), &mut resumed);
         end.append(&Note::Started { head: Some(behind) }.event("later"), &mut resumed);
         end.append(&Note::Lost { events: 3 }.event("later"), &mut resumed);
+        let resumed = String::from_utf8(resumed).unwrap();
         let whole = verify(resumed.as_bytes(), Some(&end)).unwrap();
         assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (6, 1, 3));
         assert_eq!(broken_at(&resumed.replacen(torn, &torn[1..], 1), Some(&end)).0, 4);
@@ -395,10 +398,10 @@ mod tests {
         let kept: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
         let end = Record::read(kept.lines().last().unwrap().as_bytes()).unwrap().head();
         for (found, told) in [(Some(head), "named record 4 as the last"), (None, "the head was missing")] {
-            let mut resumed = kept.clone();
+            let mut resumed = kept.clone().into_bytes();
             let mut end = end.clone();
             end.append(&Note::Started { head: found }.event("later"), &mut resumed);
-            let (line, what) = broken_at(&resumed, Some(&end));
+            let (line, what) = broken_at(str::from_utf8(&resumed).unwrap(), Some(&end));
             assert!(line == 3 && what.contains(told), "{line}: {what}");
         }
     }

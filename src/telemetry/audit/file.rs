@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::chain::{Head, MOST_TORN_BYTES, Note, Record};
 use super::head_path;
-use crate::telemetry::lines::{Lines, Reserved, Taken};
+use crate::telemetry::lines::{Lines, Reserved};
 use crate::telemetry::logs::Rfc3339;
 
 /// How many events may wait for the disk.
@@ -33,6 +33,8 @@ const SYNC_EVERY: Duration = Duration::from_millis(200);
 const MOST_UNSYNCED: u64 = 8_192;
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// Records are written in pieces of about this size.
+const WRITTEN_AT_ONCE: usize = 64 * 1024;
 /// Memory that one batch needed and the next will not is given back.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -94,10 +96,10 @@ impl FileSink {
         let head = read_head(&head_path).map_err(failed)?;
         report(path, head.as_ref(), &end, torn.as_deref());
 
-        let mut pending = String::new();
+        let mut pending = Vec::new();
         let now = now();
         if let Some(torn) = torn {
-            pending.push('\n');
+            pending.push(b'\n');
             end.append(&Note::sealing(&torn).event(&now), &mut pending);
         }
         end.append(&Note::Started { head }.event(&now), &mut pending);
@@ -252,7 +254,7 @@ struct Writer<M> {
     disk: M,
     end: Head,
     /// Records that are not in the file yet, and how much of them is written.
-    pending: String,
+    pending: Vec<u8>,
     written: usize,
     /// The last record that is safe, and when it was made so.
     synced: u64,
@@ -268,7 +270,7 @@ impl<M: Medium> Writer<M> {
         Self {
             disk,
             end,
-            pending: String::new(),
+            pending: Vec::new(),
             written: 0,
             synced: 0,
             synced_at: None,
@@ -284,11 +286,8 @@ impl<M: Medium> Writer<M> {
         let mut events = Vec::new();
         loop {
             events.clear();
-            let Taken { lines, end } = lines.take(&mut events, self.patience());
-            for event in str::from_utf8(&events).unwrap_or_default().split_terminator('\n') {
-                self.end.append(event, &mut self.pending);
-            }
-            self.unsafe_events += lines as u64;
+            let end = lines.take(&mut events, self.patience());
+            self.append(&events);
             let unwritten = self.settle();
             if let Some(done) = end {
                 if !unwritten {
@@ -303,6 +302,18 @@ impl<M: Medium> Writer<M> {
                 return;
             }
             thread::sleep(COLLECTING);
+        }
+    }
+
+    /// Makes records of events, one a line, and writes them where they are many, while they are in the processor's cache still.
+    fn append(&mut self, mut events: &[u8]) {
+        while let Some((event, rest)) = memchr::memchr(b'\n', events).and_then(|end| events.split_at_checked(end)) {
+            self.end.append(event, &mut self.pending);
+            self.unsafe_events += 1;
+            if self.pending.len() >= WRITTEN_AT_ONCE {
+                self.write_until_done();
+            }
+            events = rest.get(1..).unwrap_or_default();
         }
     }
 
@@ -362,7 +373,7 @@ impl<M: Medium> Writer<M> {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        while let Some(rest) = self.pending.as_bytes().get(self.written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.pending.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.disk.append(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => self.written += written,
@@ -507,7 +518,7 @@ mod tests {
         state.closing.store(true, Relaxed);
         let (mut tries, mut failures) = (0, 0);
         for _ in 0..50 {
-            writer.end.append(r#"{"event.name":"tool_call"}"#, &mut writer.pending);
+            writer.end.append(br#"{"event.name":"tool_call"}"#, &mut writer.pending);
             state.lost.fetch_add(1, Relaxed);
             while writer.settle() {
                 assert!(state.failing.load(Relaxed));

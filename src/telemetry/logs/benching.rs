@@ -7,7 +7,6 @@ pub(crate) fn dispatch() -> anyhow::Result<(Dispatch, LogGuard)> {
     let (writer, guard) = LineWriter::start(std::io::sink(), lament)?;
     let settings = LogSettings::default();
     let level = LevelSwitch { filter: settings.filter.clone(), raised: Arc::default() };
-    let dispatch = Dispatch::new(LineSubscriber::new(Heard::of(&settings, &level)?, writer.clone()));
-    let _ = WRITER.set(writer);
+    let dispatch = Dispatch::new(LineSubscriber::new(Heard::of(&settings, &level)?, writer));
     Ok((dispatch, LogGuard { level, _writer: guard }))
 }

@@ -12,6 +12,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 use tracing_log::NormalizeEvent as _;
 
+use crate::telemetry::trace::TraceId;
+
 /// Writes an event. `function` is the name of the span that it happened in, and `trace_id` writes what is known of its trace.
 pub(super) fn write_line(
     line: &mut String,
@@ -43,6 +45,42 @@ pub(super) fn write_line(
     event.record(&mut WriteFields(line));
     line.push_str("}\n");
 }
+
+/// A line of ours that is written without an event, whose machinery would cost more than the line.
+pub(in crate::telemetry) struct OurLine {
+    pub(in crate::telemetry) at: OffsetDateTime,
+    pub(in crate::telemetry) level: Level,
+    pub(in crate::telemetry) logger: &'static str,
+    /// What stands between the message and the trace id: [`our_place`].
+    pub(in crate::telemetry) place: &'static str,
+    pub(in crate::telemetry) trace_id: TraceId,
+}
+
+impl OurLine {
+    /// Writes what stands before the message, which has to be written next, escaped.
+    pub(in crate::telemetry) fn begin(&self, line: &mut String) {
+        line.push_str("{\"timestamp\":\"");
+        write_time(line, self.at);
+        for part in ["\",\"level\":\"", level_word(&self.level), "\",\"logger\":\"", self.logger, "\",\"message\":\""] {
+            line.push_str(part);
+        }
+    }
+
+    /// Writes what stands behind the message, but for the fields of its own and the end.
+    pub(in crate::telemetry) fn go_on(&self, line: &mut String) {
+        line.push_str(self.place);
+        self.trace_id.write_to(line);
+        line.push('"');
+    }
+}
+
+/// This place in the code, in a request, as the middle of an [`OurLine`].
+macro_rules! our_place {
+    () => {
+        concat!(r#"","module":""#, module_path!(), r#"","function":"request","line":"#, line!(), r#","trace_id":""#)
+    };
+}
+pub(in crate::telemetry) use our_place;
 
 /// The contract's words: TRACE counts as DEBUG.
 fn level_word(level: &Level) -> &'static str {
@@ -106,23 +144,39 @@ fn write_digits(place: Option<&mut [u8]>, mut number: u32) {
 }
 
 /// Writes a number without the machinery of formatting.
-pub(in crate::telemetry) fn write_number(line: &mut String, mut number: u64) {
-    let mut digits = [b'0'; 20];
-    let mut from = digits.len();
-    for (place, digit) in digits.iter_mut().enumerate().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        from = place;
-        if number == 0 {
-            break;
+pub(in crate::telemetry) fn write_number(line: &mut String, number: u64) {
+    line.push_str(Digits::of(number).as_str());
+}
+
+/// The decimal digits of a number.
+pub(in crate::telemetry) struct Digits {
+    digits: [u8; 20],
+    from: usize,
+}
+
+impl Digits {
+    pub(in crate::telemetry) fn of(mut number: u64) -> Self {
+        let mut digits = [b'0'; 20];
+        let mut from = digits.len();
+        for (place, digit) in digits.iter_mut().enumerate().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+            from = place;
+            if number == 0 {
+                break;
+            }
         }
+        Self { digits, from }
     }
-    line.push_str(digits.get(from..).and_then(|digits| str::from_utf8(digits).ok()).unwrap_or_default());
+
+    pub(in crate::telemetry) fn as_str(&self) -> &str {
+        self.digits.get(self.from..).and_then(|digits| str::from_utf8(digits).ok()).unwrap_or_default()
+    }
 }
 
 /// Displays a time in milliseconds, to the microsecond.
 #[derive(Debug, Clone, Copy)]
-pub struct Milliseconds(pub Duration);
+pub(super) struct Milliseconds(pub(super) Duration);
 
 impl fmt::Display for Milliseconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,13 +194,6 @@ pub(in crate::telemetry) fn write_milliseconds(line: &mut String, took: Duration
     write_digits(fraction.get_mut(1..), (micros % 1_000) as u32);
     let fraction = str::from_utf8(&fraction).unwrap_or_default().trim_end_matches('0');
     line.push_str(if fraction == "." { "" } else { fraction });
-}
-
-/// An address as text.
-pub fn address_text(address: IpAddr) -> String {
-    let mut text = String::with_capacity(15);
-    write_address(&mut text, address);
-    text
 }
 
 /// Writes an address. Nearly all are IPv4.

@@ -50,6 +50,11 @@ impl LineSubscriber {
         Self { heard, spans: Default::default(), writer }
     }
 
+    /// Writes a line as it is.
+    pub(super) fn write_line(&self, write: impl FnOnce(&mut String)) {
+        self.writer.write_line(write);
+    }
+
     /// The list in which a span is kept, and its place there.
     fn kept(&self, id: &Id) -> Option<(MutexGuard<'_, Spans>, usize)> {
         let number = usize::try_from(id.into_u64()).ok()?.checked_sub(1)?;

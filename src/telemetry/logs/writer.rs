@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
-use crate::telemetry::lines::{Lines, Taken};
+use crate::telemetry::lines::Lines;
 
 /// How many lines may wait for stdout.
 const QUEUED_LINES: usize = 8_192;
@@ -112,7 +112,7 @@ impl<W: Write> Writer<W> {
         let mut text = Vec::new();
         loop {
             text.clear();
-            let Taken { end, .. } = lines.take(&mut text, Duration::from_secs(3_600));
+            let end = lines.take(&mut text, Duration::from_secs(3_600));
             self.write(&text);
             self.tell_of_dropped_lines();
             if let Some(end) = end {

@@ -89,6 +89,11 @@ impl Exporter {
         })
     }
 
+    /// How much room a batch needs before its first span.
+    pub(super) fn room(&self) -> usize {
+        wire::Message::longest_envelope(&self.resource, &self.scope)
+    }
+
     /// Sends batches until nobody is left to make spans.
     pub(super) async fn run(mut self, queue: Arc<Queue>) {
         while let Some(next) = queue.next().await {
@@ -102,8 +107,7 @@ impl Exporter {
     /// Sends one batch, and gives it up where the collector does not want it.
     async fn export(&mut self, batch: Batch) {
         let spans = batch.spans as u64;
-        let body = bytes::Bytes::from(wire::Message::export(&self.resource, &self.scope, &batch.bytes));
-        drop(batch);
+        let body = batch.export(|spans| wire::Message::envelope(&self.resource, &self.scope, spans));
         let mut attempt = 1;
         let refusal = loop {
             match self.send(body.clone()).await {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -15,9 +16,31 @@ use super::wire::Message;
 /// Spans that are sent together.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// One after the other, as they stand in an export.
-    pub(super) bytes: Vec<u8>,
+    /// Room for what stands before the spans in an export; then one after the other, as they stand there.
+    bytes: Vec<u8>,
+    room: usize,
     pub(super) spans: usize,
+}
+
+impl Batch {
+    /// A batch with so many bytes of room before the first span, that will need so many bytes in all.
+    fn new(room: usize, usual_bytes: usize) -> Self {
+        let mut bytes = Vec::with_capacity(usual_bytes.max(room));
+        bytes.resize(room, 0);
+        Self { bytes, room, spans: 0 }
+    }
+
+    /// The whole export. `envelope` is told the size of the spans, and gives what stands before them, for which there is room.
+    pub(super) fn export(mut self, envelope: impl FnOnce(usize) -> Vec<u8>) -> Bytes {
+        let envelope = envelope(self.bytes.len().saturating_sub(self.room));
+        let start = self.room.saturating_sub(envelope.len());
+        for (to, from) in self.bytes.iter_mut().skip(start).zip(envelope) {
+            *to = from;
+        }
+        let mut export = Bytes::from(self.bytes);
+        export.advance(start);
+        export
+    }
 }
 
 /// What comes next.
@@ -36,6 +59,8 @@ pub(super) struct Queue {
     max_queue: usize,
     max_batch: usize,
     delay: Duration,
+    /// How much room each batch has before its first span.
+    room: usize,
 }
 
 #[derive(Debug, Default)]
@@ -64,9 +89,9 @@ impl Waiting {
 }
 
 impl Queue {
-    pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration) -> Self {
+    pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration, room: usize) -> Self {
         let max_batch = max_batch.min(max_queue);
-        Self { waiting: Mutex::default(), changed: Notify::new(), max_queue, max_batch, delay }
+        Self { waiting: Mutex::default(), changed: Notify::new(), max_queue, max_batch, delay, room }
     }
 
     /// Adds a span; false when there is no room.
@@ -77,7 +102,7 @@ impl Queue {
         }
         if waiting.gathering.spans == 0 {
             waiting.due = Some(Instant::now() + self.delay);
-            waiting.gathering.bytes = Vec::with_capacity(waiting.usual_bytes + waiting.usual_bytes / 16);
+            waiting.gathering = Batch::new(self.room, waiting.usual_bytes + waiting.usual_bytes / 16);
         }
         span.add_to(&mut waiting.gathering.bytes);
         waiting.gathering.spans += 1;
@@ -163,7 +188,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_sent_when_it_is_full_or_due_and_what_finds_no_room_is_refused() {
-        let queue = Queue::new(10, 4, DELAY);
+        let queue = Queue::new(10, 4, DELAY, 0);
         assert_eq!(add(&queue, 12), 10);
         let begun = Instant::now();
         assert_eq!((batch(&queue).await, batch(&queue).await), (4, 4));
@@ -175,7 +200,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_task_is_woken_by_what_it_waits_for_and_sends_all_before_it_ends() {
-        let queue = std::sync::Arc::new(Queue::new(10, 4, DELAY));
+        let queue = std::sync::Arc::new(Queue::new(10, 4, DELAY, 0));
         let waiting = tokio::spawn({
             let queue = std::sync::Arc::clone(&queue);
             async move { (batch(&queue).await, batch(&queue).await, queue.next().await) }

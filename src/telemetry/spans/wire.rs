@@ -42,13 +42,15 @@ enum Wire {
 pub(super) struct Message(Vec<u8>);
 
 impl Message {
-    /// A span, its trace's state, and its parent. Its end, and what came of it, are written when they are known.
+    /// A span, its trace's state, its parent, and what is the same in all of its kind. Its end, and what came of it, are written
+    /// when they are known.
     pub(super) fn span(
         kind: Kind,
         ours: TraceContext,
         state: Option<&HeaderValue>,
         parent: Option<Parent>,
         start: u64,
+        description: &Self,
     ) -> Self {
         let mut span = Self(Vec::with_capacity(USUAL_BYTES));
         span.context(ours, state, parent.is_some_and(|parent| parent.is_remote), 16);
@@ -57,6 +59,7 @@ impl Message {
         }
         span.number(6, kind as u64);
         span.fixed64(7, start);
+        span.0.extend_from_slice(&description.0);
         span
     }
 
@@ -122,17 +125,22 @@ impl Message {
         *batch = spans.0;
     }
 
-    /// A whole export: the resource and the scope, which are encoded, and the spans of a batch.
-    pub(super) fn export(resource: &[u8], scope: &[u8], spans: &[u8]) -> Vec<u8> {
-        let scope_spans = length_of_bytes(scope.len()) + spans.len();
+    /// What stands before the spans in a whole export, if they take so many bytes: the resource and the scope, which are encoded.
+    pub(super) fn envelope(resource: &[u8], scope: &[u8], spans: usize) -> Vec<u8> {
+        let scope_spans = length_of_bytes(scope.len()) + spans;
         let resource_spans = length_of_bytes(resource.len()) + length_of_bytes(scope_spans);
-        let mut export = Self(Vec::with_capacity(length_of_bytes(resource_spans)));
-        export.head(1, resource_spans);
-        export.bytes(1, resource);
-        export.head(2, scope_spans);
-        export.bytes(1, scope);
-        export.0.extend_from_slice(spans);
-        export.0
+        let mut envelope = Self(Vec::with_capacity(Self::longest_envelope(resource, scope)));
+        envelope.head(1, resource_spans);
+        envelope.bytes(1, resource);
+        envelope.head(2, scope_spans);
+        envelope.bytes(1, scope);
+        envelope.0
+    }
+
+    /// How long that is at most.
+    pub(super) fn longest_envelope(resource: &[u8], scope: &[u8]) -> usize {
+        const LONGEST_HEAD: usize = 1 + 10;
+        4 * LONGEST_HEAD + resource.len() + scope.len()
     }
 
     /// Ids, state and flags, which spans and links have in common, but for the number of the flags.
@@ -217,7 +225,7 @@ mod tests {
 
     fn trace(traceparent: &str, state: Option<&'static str>) -> Trace {
         let context = TraceContext::parse(traceparent).unwrap();
-        Trace { context, state: state.map(HeaderValue::from_static), spans: None }
+        Trace { context, state: state.map(HeaderValue::from_static), recording: None }
     }
 
     fn attribute(key: &str, value: Value) -> KeyValue {
@@ -232,8 +240,9 @@ mod tests {
         ) {
             let ours = trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("a=1"));
             let other = trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", None);
-            let mut message = Message::span(Kind::Client, ours.context, ours.state.as_ref(), Some(Parent { context: other.context, is_remote: true }), start);
-            message.name(&["GET ", &text]);
+            let mut description = Message::default();
+            description.name(&["GET ", &text]);
+            let mut message = Message::span(Kind::Client, ours.context, ours.state.as_ref(), Some(Parent { context: other.context, is_remote: true }), start, &description);
             message.text("text", &text);
             message.integer("integer", integer);
             message.address("address", "2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap());
@@ -268,7 +277,10 @@ mod tests {
             for _ in 0..spans {
                 message.add_to(&mut batch);
             }
-            let read = ExportTraceServiceRequest::decode(Message::export(&[], &[], &batch).as_slice()).unwrap();
+            let mut export = Message::envelope(&[], &[], batch.len());
+            prop_assert!(export.len() <= Message::longest_envelope(&[], &[]));
+            export.extend(batch);
+            let read = ExportTraceServiceRequest::decode(export.as_slice()).unwrap();
             let scope_spans = ScopeSpans { scope: Some(Default::default()), spans: vec![expected; spans], ..Default::default() };
             let resource_spans =
                 ResourceSpans { resource: Some(Default::default()), scope_spans: vec![scope_spans], ..Default::default() };
