@@ -18,6 +18,8 @@ use crate::machine::{Placement, pause, stay_on};
 
 /// As long as the token that the server gets.
 const TOKEN_LENGTH: usize = 1_144;
+/// Where `server-observed` keeps its audit.
+const AUDIT_FILE: &str = "audit";
 
 /// What is measured: this server, a plain rmcp server, and a bare pass-through; and the server with more, or less, switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -136,7 +138,8 @@ impl Stage {
     /// Starts a candidate on its cores, and waits until it is alive.
     fn start(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
         let [address, metrics] = [free_address()?, free_address()?];
-        let log = File::options().create(true).append(true).open(self.folder.path().join(name.as_str()))?;
+        let written = |file: &str| File::options().create(true).append(true).open(self.folder.path().join(file));
+        let mut files = vec![written(name.as_str())?];
         let (mut command, entra) = (Command::new(executable), &self.entra.told);
         command
             .env_clear()
@@ -144,8 +147,8 @@ impl Stage {
             .env("HOST", "127.0.0.1")
             .env("PORT", address.port().to_string())
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log.try_clone()?)
+            .stdout(written(name.as_str())?)
+            .stderr(written(name.as_str())?)
             .current_dir(self.folder.path());
         if name.is_ours() {
             // With its defaults: logs, metrics, limits, retries, circuit breaker. It need not wait for a load balancer at its end.
@@ -163,9 +166,12 @@ impl Stage {
         }
         match name {
             Name::ServerQuiet => command.env("LOG_LEVEL", "off").env("METRICS_PORT", "0"),
-            Name::ServerObserved => command
-                .env("AUDIT_LOG_FILE", self.folder.path().join("audit"))
-                .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.backend)),
+            Name::ServerObserved => {
+                files.push(written(AUDIT_FILE)?);
+                command
+                    .env("AUDIT_LOG_FILE", self.folder.path().join(AUDIT_FILE))
+                    .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.backend))
+            }
             // One caller makes all calls here, and would be limited long before the server is.
             Name::ServerGuarded => command
                 .env("INBOUND_AUTH", "entra")
@@ -182,7 +188,7 @@ impl Stage {
         });
         let (began, child) = started.with_context(|| format!("cannot start {}", executable.display()))?;
         let bearer = (name == Name::ServerGuarded).then(|| entra.user_token.clone());
-        let mut candidate = Candidate { name, address, bearer, child, log, started_in: Duration::ZERO };
+        let mut candidate = Candidate { name, address, bearer, child, files, started_in: Duration::ZERO };
         let alive = format!("GET /health/live HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         while !candidate.answers(&alive) {
             anyhow::ensure!(candidate.child.try_wait()?.is_none(), "{} ended: {}", name.as_str(), self.said(name));
@@ -216,7 +222,8 @@ pub struct Candidate {
     /// From before its start to its first answer.
     pub started_in: Duration,
     child: Child,
-    log: File,
+    /// What it writes to.
+    files: Vec<File>,
 }
 
 impl Candidate {
@@ -248,9 +255,12 @@ impl Candidate {
         Ok(())
     }
 
-    /// Throws away what it has printed: a million calls make a long log.
-    pub fn trim_log(&self) {
-        let _ = self.log.set_len(0);
+    /// Throws away what it has written: a million calls make long files, and memory that a machine has never used before is slow at
+    /// first.
+    pub fn trim_files(&self) {
+        for file in &self.files {
+            let _ = file.set_len(0);
+        }
     }
 
     /// Whether a request on a connection of its own is answered with a 200.

@@ -139,7 +139,7 @@ pub fn measure(candidate: &Candidate, scenario: &Scenario, rate: Option<f64>, ca
 }
 
 fn window(candidate: &Candidate, scenario: &Scenario, rate: Option<f64>, care: &Care) -> anyhow::Result<Window> {
-    candidate.trim_log();
+    candidate.trim_files();
     forget_peak(candidate.process());
     let from = Instant::now() + Duration::from_secs_f64(care.warm_up);
     let until = from + Duration::from_secs_f64(care.seconds);
@@ -225,7 +225,7 @@ pub fn grow(candidate: &Candidate, calls: u64) -> anyhow::Result<Growth> {
             let done = done.load(Relaxed);
             if done >= (points.len() as u64 + 1) * (calls / POINTS).max(1) {
                 points.push((done, Memory::of(candidate.process())?.now));
-                candidate.trim_log();
+                candidate.trim_files();
             }
         }
         let tally = tally.join().map_err(|_| anyhow::anyhow!("the generator panicked"))??;
