@@ -1,12 +1,15 @@
 //! The way of lines to a thread of their own, so that whoever writes one never waits for a disk or a pipe.
 //!
 //! Lines wait in one piece of memory, bounded by their number, and the thread takes all of them at once. A line costs a copy under a
-//! lock that is held for nothing else, and wakes the thread only where that has nothing to do.
+//! lock that is held for nothing else. The first wakes the thread; then it lets more gather, for a while and not beyond what the
+//! processor's cache has room for beside everything else.
 
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// So many bytes are worth being written at once; more would drive out of the processor's cache what calls need.
+const ENOUGH_BYTES: usize = 64 * 1024;
 /// Memory that one burst needed and the next will not is given back.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -24,8 +27,8 @@ struct Waiting<E> {
     lines: usize,
     /// Room that is promised to lines to come.
     reserved: usize,
-    /// Whether the thread waits for a line.
-    idle: bool,
+    /// How many bytes the thread waits for, if it does.
+    awaited: Option<usize>,
     closed: bool,
     end: Option<E>,
 }
@@ -33,7 +36,7 @@ struct Waiting<E> {
 impl<E> Lines<E> {
     /// Room for so many lines.
     pub(super) fn new(room: usize) -> Self {
-        let waiting = Waiting { text: Vec::new(), lines: 0, reserved: 0, idle: false, closed: false, end: None };
+        let waiting = Waiting { text: Vec::new(), lines: 0, reserved: 0, awaited: None, closed: false, end: None };
         Self { waiting: Mutex::new(waiting), arrived: Condvar::new(), room }
     }
 
@@ -69,31 +72,42 @@ impl<E> Lines<E> {
     /// waits to be told that everything is done.
     pub(super) fn take(&self, text: &mut Vec<u8>, patience: Duration) -> Option<E> {
         text.shrink_to(KEPT_BYTES);
-        let mut waiting = self.lock();
-        if waiting.lines == 0 && !waiting.closed {
-            waiting.idle = true;
-            let idle = |waiting: &mut Waiting<E>| waiting.idle;
-            waiting =
-                self.arrived.wait_timeout_while(waiting, patience, idle).unwrap_or_else(PoisonError::into_inner).0;
-            waiting.idle = false;
-        }
+        let mut waiting = self.wait_for(1, patience);
         mem::swap(&mut waiting.text, text);
         waiting.lines = 0;
         waiting.end.take()
     }
 
+    /// Lets lines gather, for so long at most: a wake-up for each would cost more than the line.
+    pub(super) fn gather(&self, patience: Duration) {
+        drop(self.wait_for(ENOUGH_BYTES, patience));
+    }
+
+    /// Waits for so many bytes, or the end.
+    fn wait_for(&self, bytes: usize, patience: Duration) -> MutexGuard<'_, Waiting<E>> {
+        let mut waiting = self.lock();
+        if waiting.text.len() < bytes && !waiting.closed {
+            waiting.awaited = Some(bytes);
+            let unanswered = |waiting: &mut Waiting<E>| waiting.awaited.is_some();
+            let waited = self.arrived.wait_timeout_while(waiting, patience, unanswered);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+            waiting.awaited = None;
+        }
+        waiting
+    }
+
     fn push(&self, mut waiting: MutexGuard<'_, Waiting<E>>, line: &[u8]) {
         waiting.text.extend_from_slice(line);
         waiting.lines += 1;
-        self.wake(waiting);
+        if waiting.awaited.is_some_and(|bytes| waiting.text.len() >= bytes) {
+            self.wake(waiting);
+        }
     }
 
     fn wake(&self, mut waiting: MutexGuard<'_, Waiting<E>>) {
-        let was_idle = mem::take(&mut waiting.idle);
+        waiting.awaited = None;
         drop(waiting);
-        if was_idle {
-            self.arrived.notify_one();
-        }
+        self.arrived.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<E>> {
@@ -137,6 +151,24 @@ mod tests {
 
         drop(lines.reserve());
         assert!((0..3).all(|_| lines.add(b"again\n")));
+    }
+
+    #[test]
+    fn a_thread_that_lets_lines_gather_is_woken_when_they_are_many() {
+        let lines = Arc::new(Lines::<()>::new(10));
+        let gathering = std::thread::spawn({
+            let lines = Arc::clone(&lines);
+            move || lines.gather(Duration::from_secs(60))
+        });
+        while lines.lock().awaited.is_none() {
+            std::thread::yield_now();
+        }
+        assert!(lines.add(b"line\n"));
+        assert_eq!(lines.lock().awaited, Some(ENOUGH_BYTES));
+        assert!(lines.add(&[b'\n'; ENOUGH_BYTES]));
+        gathering.join().unwrap();
+        // Many are there already.
+        lines.gather(Duration::from_secs(60));
     }
 
     #[test]

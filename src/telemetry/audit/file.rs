@@ -25,7 +25,7 @@ use crate::telemetry::logs::Rfc3339;
 
 /// How many events may wait for the disk.
 const QUEUED_EVENTS: usize = 8_192;
-/// How long the thread lets events gather after each batch: a wake-up for each would cost more than the event.
+/// How long the thread lets events gather before it writes them in one go.
 const COLLECTING: Duration = Duration::from_millis(20);
 /// How often what was written is made safe, where events come all the time. The first after a pause is made safe at once.
 const SYNC_EVERY: Duration = Duration::from_millis(200);
@@ -280,7 +280,6 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
     fn run(mut self, lines: &Lines<End>) {
         self.write_until_done();
         let mut events = Vec::new();
@@ -301,7 +300,7 @@ impl<M: Medium> Writer<M> {
                 let _ = done.send(missing);
                 return;
             }
-            thread::sleep(COLLECTING);
+            lines.gather(COLLECTING);
         }
     }
 

@@ -14,8 +14,7 @@ use crate::telemetry::lines::Lines;
 
 /// How many lines may wait for stdout.
 const QUEUED_LINES: usize = 8_192;
-/// How long the thread collects lines before it writes them in one go: a wake-up and a system call for each line would cost more
-/// than the line.
+/// How long the thread lets lines gather before it writes them in one go.
 const COLLECTING: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for somebody to read the last lines.
 const LAST_LINES: Duration = Duration::from_secs(3);
@@ -107,7 +106,6 @@ struct Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    #[expect(clippy::disallowed_methods, reason = "the writer's own thread, which serves nobody else, may sleep")]
     fn run(mut self, lines: &Lines<End>) {
         let mut text = Vec::new();
         loop {
@@ -119,7 +117,7 @@ impl<W: Write> Writer<W> {
                 let _ = end.send(());
                 return;
             }
-            std::thread::sleep(COLLECTING);
+            lines.gather(COLLECTING);
         }
     }
 
