@@ -137,13 +137,13 @@ pub fn audit(file: Option<PathBuf>) -> Audit {
 }
 
 /// The audit event that ends a call.
-pub fn audit_call(audit: &Audit, trace: &RequestTrace, schema: &HexDigest) {
+pub fn audit_call(audit: &Audit, trace: &RequestTrace, schema: &'static HexDigest) {
     let (trace_id, address) = (trace.context().trace_id(), IpAddr::from([127, 0, 0, 1]));
     let arguments = audit::digest_of_json(&"u000000042");
-    audit.record(&audit::Event {
+    audit.record(audit::Event {
         name: audit::Name::ToolCall,
         tool: Some(("get_user_profile", schema)),
-        arguments: Some(&arguments),
+        arguments: Some(arguments),
         decision: audit::Decision::Allowed,
         backend_status: Some(200),
         attempts: 1,
@@ -187,6 +187,7 @@ pub fn trace_call(spans: &Spans, trace: &RequestTrace, described: &(Description,
 pub fn log_call(trace: &RequestTrace) {
     let _inside = trace.span().enter();
     let line = CallLine {
+        level: Level::INFO,
         at: OffsetDateTime::now_utc(),
         trace_id: trace.context().trace_id(),
         tool: "get_user_profile",
@@ -198,5 +199,5 @@ pub fn log_call(trace: &RequestTrace) {
         client_address: Some([127, 0, 0, 1].into()),
         cause: None,
     };
-    line.log(Level::INFO);
+    line.log();
 }

@@ -313,11 +313,11 @@ impl ToolServer {
         let no_arguments = JsonObject::new();
         let arguments = audit::digest_of_json(request.arguments.as_ref().unwrap_or(&no_arguments));
         let address = caller.as_ref().map(Caller::address);
-        self.shared.audit.record(&audit::Event {
+        self.shared.audit.record(audit::Event {
             name: audit::Name::ToolCall,
             caller: caller.as_ref().and_then(subject),
             tool: entry.map(|entry| (&*entry.definition.name, &entry.schema_digest)),
-            arguments: Some(&arguments),
+            arguments: Some(arguments),
             ..audit::Event::refused_caller(trace.context().trace_id(), address, outcome)
         });
     }

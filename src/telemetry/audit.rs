@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::io::BufReader;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,7 +26,7 @@ use super::lines::Reserved;
 use super::logs::line::{
     Escaped, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text, write_time,
 };
-use super::logs::write_past_events;
+use super::logs::{Line, hand_past_events};
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
 
@@ -34,7 +35,7 @@ const UNAUTHENTICATED: &str = "unauthenticated";
 
 /// What happened, in plain values: telemetry knows no callers and no tools.
 #[derive(Debug, Clone)]
-pub struct Event<'a> {
+pub struct Event {
     /// When it happened.
     pub at: OffsetDateTime,
     /// Of which kind.
@@ -42,30 +43,30 @@ pub struct Event<'a> {
     /// Finds the log lines of the request.
     pub trace_id: TraceId,
     /// Who proved to be calling; `None` when nobody did.
-    pub caller: Option<Subject<'a>>,
+    pub caller: Option<Subject>,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
     /// Which tool was to run, with the hash of its input schema.
-    pub tool: Option<(&'a str, &'a HexDigest)>,
+    pub tool: Option<(&'static str, &'static HexDigest)>,
     /// The hash of its arguments.
-    pub arguments: Option<&'a Digest>,
+    pub arguments: Option<Digest>,
     /// Whether the caller may do this.
     pub decision: Decision,
     /// What came of it: `ok`, `cancelled`, or the code of an error.
-    pub outcome: &'a str,
+    pub outcome: &'static str,
     /// The status of the backend's last answer.
     pub backend_status: Option<u16>,
     /// How often the backend was asked.
     pub attempts: u32,
     /// The key that went along with a write.
-    pub idempotency_key: Option<&'a str>,
+    pub idempotency_key: Option<Box<str>>,
     /// How long it took.
     pub took: Duration,
 }
 
-impl<'a> Event<'a> {
+impl Event {
     /// A caller that was turned away before any tool was looked at; `outcome` is the word for the reason.
-    pub fn refused_caller(trace_id: TraceId, client_address: Option<IpAddr>, outcome: &'a str) -> Self {
+    pub fn refused_caller(trace_id: TraceId, client_address: Option<IpAddr>, outcome: &'static str) -> Self {
         Self {
             at: OffsetDateTime::now_utc(),
             name: Name::CallerRefused,
@@ -121,14 +122,14 @@ impl Decision {
 }
 
 /// Somebody who proved to be calling: ids, never names.
-#[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+#[derive(Debug, Clone)]
+pub struct Subject {
     /// The tenant that vouches for the rest.
-    pub tenant: &'a str,
+    pub tenant: Arc<str>,
     /// The user, or the service principal.
-    pub object: &'a str,
+    pub object: Arc<str>,
     /// The client that the token was issued to.
-    pub app: &'a str,
+    pub app: Arc<str>,
 }
 
 /// The SHA-256 of a JSON value without blanks, the keys of every object in the order of their bytes: how arguments and schemas
@@ -158,7 +159,7 @@ pub struct Audit {
 
 /// The promise that an event will find room.
 #[derive(Debug)]
-pub struct Slot(Option<Reserved<End>>);
+pub struct Slot(Option<Reserved<Record, End>>);
 
 /// Events cannot be written, and nothing may happen without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,26 +189,18 @@ impl Audit {
     }
 
     /// Writes an event that found its slot beforehand.
-    pub fn record_in(&self, slot: Slot, event: &Event<'_>) {
-        thread_local! {
-            static TEXT: RefCell<(String, String)> = const { RefCell::new((String::new(), String::new())) };
+    pub fn record_in(&self, slot: Slot, event: Event) {
+        let record = Record { id: event_id(event.at), event };
+        let Some(file) = &self.file else { return record.log() };
+        record.clone().log();
+        match slot.0 {
+            Some(slot) => slot.add(record),
+            None => file.send(record),
         }
-        TEXT.with_borrow_mut(|(fields, record)| {
-            fields.clear();
-            write_fields(fields, event);
-            log(event, fields);
-            let Some(file) = &self.file else { return };
-            record.clear();
-            write_record(record, event, fields);
-            match slot.0 {
-                Some(slot) => slot.add(record.as_bytes()),
-                None => file.send(record.as_bytes()),
-            }
-        });
     }
 
     /// Writes an event. Called inside of the request's span, from which its line in the log takes the trace id.
-    pub fn record(&self, event: &Event<'_>) {
+    pub fn record(&self, event: Event) {
         self.record_in(Slot(None), event);
     }
 
@@ -230,79 +223,98 @@ impl Audit {
 }
 
 /// Time-ordered, and unique without a system call.
-fn event_id(at: OffsetDateTime) -> uuid::fmt::Hyphenated {
+fn event_id(at: OffsetDateTime) -> uuid::Uuid {
     let millis = (at.unix_timestamp_nanos() / 1_000_000) as u64;
     let mut random = [0; 10];
     fastrand::fill(&mut random);
-    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated()
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// The event as a line of the log.
-fn log(event: &Event<'_>, fields: &str) {
-    let (name, decision, outcome) = (event.name.as_str(), event.decision.as_str(), event.outcome);
-    let ours =
-        OurLine { at: event.at, level: Level::INFO, logger: "audit", place: our_place!(), trace_id: event.trace_id };
-    let is_written = write_past_events(|line| {
+/// An event as it is recorded: the same in the log and in the file.
+#[derive(Debug, Clone)]
+pub struct Record {
+    id: uuid::Uuid,
+    event: Event,
+}
+
+impl Record {
+    fn log(self) {
+        if let Some(Line::Audit(record)) = hand_past_events(Line::Audit(self)) {
+            record.tell();
+        }
+    }
+
+    /// As a line of the log.
+    pub(super) fn write_to_log(&self, line: &mut String) {
+        let Event { at, trace_id, name, decision, .. } = self.event;
+        let ours = OurLine { at, level: Level::INFO, logger: "audit", place: our_place!(), trace_id };
         ours.begin(line);
-        for part in [name, " ", decision, ": "] {
+        for part in [name.as_str(), " ", decision.as_str(), ": "] {
             line.push_str(part);
         }
-        Escaped(line).push(outcome);
+        Escaped(line).push(self.event.outcome);
         ours.go_on(line);
-        line.push_str(fields);
+        self.write_fields(line);
         line.push_str("}\n");
-    });
-    if !is_written {
+    }
+
+    /// The same as an event, for logs that are not JSON.
+    fn tell(&self) {
+        let mut fields = String::new();
+        self.write_fields(&mut fields);
         let fields = fields.strip_prefix(',').unwrap_or_default();
+        let Event { name, decision, outcome, .. } = self.event;
+        let (name, decision) = (name.as_str(), decision.as_str());
         info!(target: "audit", event = format_args!("{{{fields}}}"), "{name} {decision}: {outcome}");
     }
-}
 
-/// The event as a record of the file: the same fields, as one JSON object on a line.
-fn write_record(record: &mut String, event: &Event<'_>, fields: &str) {
-    record.push_str("{\"timestamp\":\"");
-    write_time(record, event.at);
-    record.push_str("\",\"trace_id\":\"");
-    event.trace_id.write_to(record);
-    record.push('"');
-    record.push_str(fields);
-    record.push_str("}\n");
-}
+    /// As one JSON object with the same fields, for the file.
+    fn write_to_file(&self, text: &mut String) {
+        text.push_str("{\"timestamp\":\"");
+        write_time(text, self.event.at);
+        text.push_str("\",\"trace_id\":\"");
+        self.event.trace_id.write_to(text);
+        text.push('"');
+        self.write_fields(text);
+        text.push('}');
+    }
 
-/// What the log and the file have in common, each field with a comma before it.
-fn write_fields(fields: &mut String, event: &Event<'_>) {
-    let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-    let arguments = event.arguments.map(Digest::hex);
-    let mut text = |name: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            write_text(fields, name, value);
+    /// What the log and the file have in common, each field with a comma before it.
+    fn write_fields(&self, fields: &mut String) {
+        let event = &self.event;
+        let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
+        let arguments = event.arguments.as_ref().map(Digest::hex);
+        let mut text = |name: &str, value: Option<&str>| {
+            if let Some(value) = value {
+                write_text(fields, name, value);
+            }
+        };
+        text("caller", Some(event.caller.as_ref().map_or(UNAUTHENTICATED, |caller| &caller.object)));
+        text("event.name", Some(event.name.as_str()));
+        text("event.id", Some(self.id.hyphenated().encode_lower(&mut id)));
+        text("caller.tenant", event.caller.as_ref().map(|caller| &*caller.tenant));
+        text("caller.app", event.caller.as_ref().map(|caller| &*caller.app));
+        text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
+        text("tool.schema_sha256", event.tool.map(|(_, schema)| schema.as_str()));
+        text("arguments_sha256", arguments.as_ref().map(HexDigest::as_str));
+        text("event.decision", Some(event.decision.as_str()));
+        text("event.outcome", Some(event.outcome));
+        text("idempotency_key", event.idempotency_key.as_deref());
+        if let Some(address) = event.client_address {
+            write_name(fields, "client.address");
+            fields.push('"');
+            write_address(fields, address);
+            fields.push('"');
         }
-    };
-    text("caller", Some(event.caller.map_or(UNAUTHENTICATED, |caller| caller.object)));
-    text("event.name", Some(event.name.as_str()));
-    text("event.id", Some(event_id(event.at).encode_lower(&mut id)));
-    text("caller.tenant", event.caller.map(|caller| caller.tenant));
-    text("caller.app", event.caller.map(|caller| caller.app));
-    text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
-    text("tool.schema_sha256", event.tool.map(|(_, schema)| schema.as_str()));
-    text("arguments_sha256", arguments.as_ref().map(HexDigest::as_str));
-    text("event.decision", Some(event.decision.as_str()));
-    text("event.outcome", Some(event.outcome));
-    text("idempotency_key", event.idempotency_key);
-    if let Some(address) = event.client_address {
-        write_name(fields, "client.address");
-        fields.push('"');
-        write_address(fields, address);
-        fields.push('"');
+        if let Some(status) = event.backend_status {
+            write_name(fields, "backend.status_code");
+            write_number(fields, status.into());
+        }
+        write_name(fields, "backend.attempts");
+        write_number(fields, event.attempts.into());
+        write_name(fields, "event.duration_ms");
+        write_milliseconds(fields, event.took);
     }
-    if let Some(status) = event.backend_status {
-        write_name(fields, "backend.status_code");
-        write_number(fields, status.into());
-    }
-    write_name(fields, "backend.attempts");
-    write_number(fields, event.attempts.into());
-    write_name(fields, "event.duration_ms");
-    write_milliseconds(fields, event.took);
 }
 
 /// Follows the chain of a file, for `mcp-server audit verify`.
@@ -343,22 +355,20 @@ mod tests {
     #[test]
     fn a_record_is_one_object_whatever_its_parts_hold() {
         let hostile = "a\"\\\n\u{1b}[31m{},\u{2028}";
-        let schema = Digest::of(b"schema").hex();
+        let schema: &HexDigest = Box::leak(Box::new(Digest::of(b"schema").hex()));
         let arguments = Digest::of(b"{}");
         let event = Event {
             name: Name::ToolCall,
-            caller: Some(Subject { tenant: hostile, object: hostile, app: hostile }),
-            tool: Some((hostile, &schema)),
-            arguments: Some(&arguments),
-            idempotency_key: Some(hostile),
+            caller: Some(Subject { tenant: hostile.into(), object: hostile.into(), app: hostile.into() }),
+            tool: Some((hostile, schema)),
+            arguments: Some(arguments),
+            idempotency_key: Some(hostile.into()),
             backend_status: Some(201),
             ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
-        let (mut fields, mut record) = (String::new(), String::new());
-        write_fields(&mut fields, &event);
-        write_record(&mut record, &event, &fields);
-        let text = record.trim_end();
-        let value: Value = serde_json::from_str(text).unwrap();
+        let mut text = String::new();
+        Record { id: event_id(event.at), event }.write_to_file(&mut text);
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));
         assert_eq!(value["arguments_sha256"], arguments.hex().as_str());

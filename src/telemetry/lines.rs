@@ -1,49 +1,48 @@
 //! The way of lines to a thread of their own, so that whoever writes one never waits for a disk or a pipe.
 //!
-//! Lines wait in one piece of memory, bounded by their number, and the thread takes all of them at once. A line costs a copy under a
-//! lock that is held for nothing else. The first wakes the thread; then it lets more gather, for a while and not beyond what the
-//! processor's cache has room for beside everything else.
+//! Lines wait as what they will say, bounded by their number, and the thread takes all of them at once and writes them: the code that does
+//! finds itself in the processor's cache like this, where in the middle of a call it never is. A line costs a copy under a lock that is
+//! held for nothing else. The first wakes the thread; then it lets more gather, for a while and not beyond what that cache has room for.
 
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// So many bytes are worth being written at once; more would drive out of the processor's cache what calls need.
-const ENOUGH_BYTES: usize = 64 * 1024;
+/// So many lines are worth being written at once; more would drive out of the processor's cache what calls need.
+const ENOUGH: usize = 256;
 /// Memory that one burst needed and the next will not is given back.
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT: usize = 2 * ENOUGH;
 
 /// Lines that wait. `E` is how whoever closes them is told of the end.
 #[derive(Debug)]
-pub(super) struct Lines<E> {
-    waiting: Mutex<Waiting<E>>,
+pub(super) struct Lines<T, E> {
+    waiting: Mutex<Waiting<T, E>>,
     arrived: Condvar,
     room: usize,
 }
 
 #[derive(Debug)]
-struct Waiting<E> {
-    text: Vec<u8>,
-    lines: usize,
+struct Waiting<T, E> {
+    lines: Vec<T>,
     /// Room that is promised to lines to come.
     reserved: usize,
-    /// How many bytes the thread waits for, if it does.
+    /// How many lines the thread waits for, if it does.
     awaited: Option<usize>,
     closed: bool,
     end: Option<E>,
 }
 
-impl<E> Lines<E> {
+impl<T, E> Lines<T, E> {
     /// Room for so many lines.
     pub(super) fn new(room: usize) -> Self {
-        let waiting = Waiting { text: Vec::new(), lines: 0, reserved: 0, awaited: None, closed: false, end: None };
+        let waiting = Waiting { lines: Vec::new(), reserved: 0, awaited: None, closed: false, end: None };
         Self { waiting: Mutex::new(waiting), arrived: Condvar::new(), room }
     }
 
-    /// Adds a line, which ends with its line break; false when there is no room.
-    pub(super) fn add(&self, line: &[u8]) -> bool {
+    /// Adds a line; false when there is no room.
+    pub(super) fn add(&self, line: T) -> bool {
         let waiting = self.lock();
-        let has_room = !waiting.closed && waiting.lines + waiting.reserved < self.room;
+        let has_room = self.has_room(&waiting);
         if has_room {
             self.push(waiting, line);
         }
@@ -51,10 +50,9 @@ impl<E> Lines<E> {
     }
 
     /// Keeps room for a line, if there is any.
-    pub(super) fn reserve(self: &Arc<Self>) -> Option<Reserved<E>> {
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Reserved<T, E>> {
         let mut waiting = self.lock();
-        let has_room = !waiting.closed && waiting.lines + waiting.reserved < self.room;
-        has_room.then(|| {
+        self.has_room(&waiting).then(|| {
             waiting.reserved += 1;
             Reserved(Arc::clone(self))
         })
@@ -68,27 +66,26 @@ impl<E> Lines<E> {
         self.wake(waiting);
     }
 
-    /// Waits for lines, for so long at most, and puts all of them into `text`, which is empty. When nothing more will come, that is who
+    /// Waits for lines, for so long at most, and puts all of them into `lines`, which is empty. When nothing more will come, that is who
     /// waits to be told that everything is done.
-    pub(super) fn take(&self, text: &mut Vec<u8>, patience: Duration) -> Option<E> {
-        text.shrink_to(KEPT_BYTES);
+    pub(super) fn take(&self, lines: &mut Vec<T>, patience: Duration) -> Option<E> {
+        lines.shrink_to(KEPT);
         let mut waiting = self.wait_for(1, patience);
-        mem::swap(&mut waiting.text, text);
-        waiting.lines = 0;
+        mem::swap(&mut waiting.lines, lines);
         waiting.end.take()
     }
 
     /// Lets lines gather, for so long at most: a wake-up for each would cost more than the line.
     pub(super) fn gather(&self, patience: Duration) {
-        drop(self.wait_for(ENOUGH_BYTES, patience));
+        drop(self.wait_for(ENOUGH, patience));
     }
 
-    /// Waits for so many bytes, or the end.
-    fn wait_for(&self, bytes: usize, patience: Duration) -> MutexGuard<'_, Waiting<E>> {
+    /// Waits for so many lines, or the end.
+    fn wait_for(&self, lines: usize, patience: Duration) -> MutexGuard<'_, Waiting<T, E>> {
         let mut waiting = self.lock();
-        if waiting.text.len() < bytes && !waiting.closed {
-            waiting.awaited = Some(bytes);
-            let unanswered = |waiting: &mut Waiting<E>| waiting.awaited.is_some();
+        if waiting.lines.len() < lines && !waiting.closed {
+            waiting.awaited = Some(lines);
+            let unanswered = |waiting: &mut Waiting<T, E>| waiting.awaited.is_some();
             let waited = self.arrived.wait_timeout_while(waiting, patience, unanswered);
             waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
             waiting.awaited = None;
@@ -96,37 +93,40 @@ impl<E> Lines<E> {
         waiting
     }
 
-    fn push(&self, mut waiting: MutexGuard<'_, Waiting<E>>, line: &[u8]) {
-        waiting.text.extend_from_slice(line);
-        waiting.lines += 1;
-        if waiting.awaited.is_some_and(|bytes| waiting.text.len() >= bytes) {
+    fn has_room(&self, waiting: &Waiting<T, E>) -> bool {
+        !waiting.closed && waiting.lines.len() + waiting.reserved < self.room
+    }
+
+    fn push(&self, mut waiting: MutexGuard<'_, Waiting<T, E>>, line: T) {
+        waiting.lines.push(line);
+        if waiting.awaited.is_some_and(|lines| waiting.lines.len() >= lines) {
             self.wake(waiting);
         }
     }
 
-    fn wake(&self, mut waiting: MutexGuard<'_, Waiting<E>>) {
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting<T, E>>) {
         waiting.awaited = None;
         drop(waiting);
         self.arrived.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting<E>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<T, E>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Room for one line, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Reserved<E>(Arc<Lines<E>>);
+pub(super) struct Reserved<T, E>(Arc<Lines<T, E>>);
 
-impl<E> Reserved<E> {
+impl<T, E> Reserved<T, E> {
     /// Adds the line.
-    pub(super) fn add(self, line: &[u8]) {
+    pub(super) fn add(self, line: T) {
         self.0.push(self.0.lock(), line);
     }
 }
 
-impl<E> Drop for Reserved<E> {
+impl<T, E> Drop for Reserved<T, E> {
     fn drop(&mut self) {
         self.0.lock().reserved -= 1;
     }
@@ -140,22 +140,22 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_refused_and_promised_room_is_kept() {
-        let lines = Arc::new(Lines::<()>::new(3));
+        let lines = Arc::new(Lines::<_, ()>::new(3));
         let promised = lines.reserve().unwrap();
-        assert_eq!([lines.add(b"1\n"), lines.add(b"2\n"), lines.add(b"3\n")], [true, true, false]);
+        assert_eq!([lines.add(1), lines.add(2), lines.add(3)], [true, true, false]);
         assert!(lines.reserve().is_none());
-        promised.add(b"promised\n");
-        let mut text = Vec::new();
-        assert!(lines.take(&mut text, SOON).is_none());
-        assert_eq!(text, b"1\n2\npromised\n");
+        promised.add(4);
+        let mut taken = Vec::new();
+        assert!(lines.take(&mut taken, SOON).is_none());
+        assert_eq!(taken, [1, 2, 4]);
 
         drop(lines.reserve());
-        assert!((0..3).all(|_| lines.add(b"again\n")));
+        assert!((0..3).all(|_| lines.add(5)));
     }
 
     #[test]
     fn a_thread_that_lets_lines_gather_is_woken_when_they_are_many() {
-        let lines = Arc::new(Lines::<()>::new(10));
+        let lines = Arc::new(Lines::<_, ()>::new(2 * ENOUGH));
         let gathering = std::thread::spawn({
             let lines = Arc::clone(&lines);
             move || lines.gather(Duration::from_secs(60))
@@ -163,9 +163,10 @@ mod tests {
         while lines.lock().awaited.is_none() {
             std::thread::yield_now();
         }
-        assert!(lines.add(b"line\n"));
-        assert_eq!(lines.lock().awaited, Some(ENOUGH_BYTES));
-        assert!(lines.add(&[b'\n'; ENOUGH_BYTES]));
+        for line in 1..=ENOUGH {
+            assert_eq!(lines.lock().awaited, Some(ENOUGH));
+            assert!(lines.add(line));
+        }
         gathering.join().unwrap();
         // Many are there already.
         lines.gather(Duration::from_secs(60));
@@ -179,21 +180,21 @@ mod tests {
             let lines = Arc::clone(&lines);
             move || {
                 loop {
-                    let mut text = Vec::new();
-                    let end = lines.take(&mut text, Duration::from_secs(60));
-                    seen.send(text).unwrap();
+                    let mut some = Vec::new();
+                    let end = lines.take(&mut some, Duration::from_secs(60));
+                    seen.send(some).unwrap();
                     if end.is_some() {
                         return;
                     }
                 }
             }
         });
-        assert!(lines.add(b"line\n"));
-        assert_eq!(taken.recv().unwrap(), b"line\n");
+        assert!(lines.add(1));
+        assert_eq!(taken.recv().unwrap(), [1]);
         lines.close(());
         assert!(taken.recv().unwrap().is_empty());
         waiting.join().unwrap();
-        assert!(!lines.add(b"too late\n"));
+        assert!(!lines.add(2));
         assert!(lines.reserve().is_none());
     }
 }

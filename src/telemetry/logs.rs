@@ -1,7 +1,7 @@
 //! One JSON object a line on stdout (contract §6), or readable lines with `DEBUG=true`.
 //!
-//! Formatting happens on the caller's thread into a buffer of that thread; writing happens on a thread of its own, so that a
-//! slow terminal or pipe never slows a call. Libraries that print arguments or tokens at their talkative levels are capped
+//! Writing happens on a thread of its own, so that a slow terminal or pipe never slows a call; and so does formatting, of the lines that
+//! every call causes. Libraries that print arguments or tokens at their talkative levels are capped
 //! here, whatever `LOG_LEVEL` says.
 
 #[cfg(feature = "benches")]
@@ -29,6 +29,8 @@ use crate::settings::LogSettings;
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
+pub(super) use writer::Line;
+
 pub use call::CallLine;
 pub use line::Rfc3339;
 
@@ -40,16 +42,17 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.load(Relaxed))
 }
 
-/// Writes a line past the machinery of events, and past the level; false where the log is not JSON.
-pub(super) fn write_past_events(write: impl FnOnce(&mut String)) -> bool {
-    let mut write = Some(write);
-    dispatcher::get_default(|log| match (log.downcast_ref::<LineSubscriber>(), write.take()) {
-        (Some(log), Some(write)) => {
-            log.write_line(write);
-            true
+/// Hands over a line past the machinery of events, and past the level; gives it back where the log is not JSON.
+pub(super) fn hand_past_events(line: Line) -> Option<Line> {
+    let mut line = Some(line);
+    dispatcher::get_default(|log| {
+        if let Some(log) = log.downcast_ref::<LineSubscriber>()
+            && let Some(line) = line.take()
+        {
+            log.hand_over(line);
         }
-        _ => false,
-    })
+    });
+    line
 }
 
 /// Keeps the writer's thread alive; dropping it writes what is still queued.

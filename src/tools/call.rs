@@ -156,11 +156,11 @@ impl ToolServer {
 }
 
 /// A caller as the audit names it.
-pub(super) fn subject(caller: &Caller) -> Option<Subject<'_>> {
+pub(super) fn subject(caller: &Caller) -> Option<Subject> {
     caller.identity().map(|identity| Subject {
-        tenant: identity.tenant(),
-        object: identity.object(),
-        app: identity.app(),
+        tenant: identity.tenant().into(),
+        object: identity.object().into(),
+        app: identity.app().into(),
     })
 }
 
@@ -251,17 +251,17 @@ impl Ending {
             caller: self.origin.caller.as_ref().and_then(subject),
             client_address,
             tool: Some((tool, &self.entry.schema_digest)),
-            arguments: Some(&self.arguments),
+            arguments: Some(self.arguments),
             decision: self.decision,
             outcome: outcome_word,
             backend_status,
             attempts,
-            idempotency_key: self.call.idempotency_key(),
+            idempotency_key: self.call.idempotency_key().map(Box::from),
             took,
         };
         match self.slot.take() {
-            Some(slot) => self.shared.audit.record_in(slot, &event),
-            None => self.shared.audit.record(&event),
+            Some(slot) => self.shared.audit.record_in(slot, event),
+            None => self.shared.audit.record(event),
         }
         let (level, verb) = match outcome {
             Outcome::Ok => (Level::INFO, "succeeded"),
@@ -273,6 +273,7 @@ impl Ending {
             Outcome::Failed(ErrorCode::InternalError) => (Level::ERROR, "failed with INTERNAL_ERROR"),
         };
         let line = CallLine {
+            level,
             at,
             trace_id,
             tool,
@@ -282,9 +283,9 @@ impl Ending {
             attempts,
             backend_status,
             client_address,
-            cause,
+            cause: cause.map(Box::from),
         };
-        line.log(level);
+        line.log();
     }
 }
 

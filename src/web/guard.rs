@@ -189,7 +189,7 @@ impl Guard {
         // Who is let in and may not call one tool stands in the audit already, with the tool and its arguments.
         if let (None, Some(trace)) = (caller.identity(), trace) {
             let event = Event::refused_caller(trace.context().trace_id(), Some(caller.address()), refusal.as_str());
-            self.audit.record(&event);
+            self.audit.record(event);
         }
         let (reason, address) = (refusal.as_str(), caller.address());
         let (tenant, object, app) = match caller.identity() {

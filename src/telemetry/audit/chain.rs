@@ -11,7 +11,7 @@ use std::io::{self, BufRead};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::logs::line::Digits;
+use crate::telemetry::logs::line::write_number;
 use crate::telemetry::trace::write_hex;
 
 /// What ends each line, hash included.
@@ -72,18 +72,19 @@ impl Head {
         Self { sequence: 0, hash: Digest::NONE.hex().as_str().to_owned() }
     }
 
-    /// Appends a record with this event, which is a JSON object, and becomes its end.
-    pub(super) fn append(&mut self, event: &[u8], lines: &mut Vec<u8>) {
+    /// Appends a record with the event that `write` writes, a JSON object on one line, and becomes its end.
+    pub(super) fn append(&mut self, lines: &mut String, write: impl FnOnce(&mut String)) {
         let start = lines.len();
         self.sequence += 1;
-        lines.extend_from_slice(br#"{"sequence":"#);
-        lines.extend_from_slice(Digits::of(self.sequence).as_str().as_bytes());
-        for part in [br#","previous":""#, self.hash.as_bytes(), br#"","event":"#, event] {
-            lines.extend_from_slice(part);
+        lines.push_str(r#"{"sequence":"#);
+        write_number(lines, self.sequence);
+        for part in [r#","previous":""#, &self.hash, r#"","event":"#] {
+            lines.push_str(part);
         }
-        let hash = Digest::of(lines.get(start..).unwrap_or_default()).hex();
+        write(lines);
+        let hash = Digest::of(lines.get(start..).unwrap_or_default().as_bytes()).hex();
         for part in [r#","hash":""#, hash.as_str(), "\"}\n"] {
-            lines.extend_from_slice(part.as_bytes());
+            lines.push_str(part);
         }
         hash.as_str().clone_into(&mut self.hash);
     }
@@ -143,10 +144,12 @@ impl Note {
         Self::Sealed { torn_bytes: torn.len() as u64, torn_sha256: Digest::of(torn).hex().as_str().to_owned() }
     }
 
-    /// As the event of a record; `time` is RFC 3339.
-    pub(super) fn event(&self, time: &str) -> Vec<u8> {
+    /// Writes it as the event of a record; `time` is RFC 3339.
+    pub(super) fn write(&self, text: &mut String, time: &str) {
         let note = serde_json::to_string(self).unwrap_or_default();
-        format!(r#"{{"timestamp":"{time}",{}"#, note.strip_prefix('{').unwrap_or("}")).into_bytes()
+        for part in [r#"{"timestamp":""#, time, r#"","#, note.strip_prefix('{').unwrap_or("}")] {
+            text.push_str(part);
+        }
     }
 
     fn read(event: &str) -> Option<Self> {
@@ -322,12 +325,16 @@ mod tests {
 
     /// A file of these events, as a server writes it that starts, and its head.
     fn chain(events: &[String]) -> (String, Head) {
-        let (mut end, mut text) = (Head::start(), Vec::new());
-        end.append(&Note::Started { head: None }.event("now"), &mut text);
+        let (mut end, mut text) = (Head::start(), String::new());
+        note(&mut end, &mut text, &Note::Started { head: None });
         for event in events {
-            end.append(event.as_bytes(), &mut text);
+            end.append(&mut text, |text| text.push_str(event));
         }
-        (String::from_utf8(text).unwrap(), end)
+        (text, end)
+    }
+
+    fn note(end: &mut Head, text: &mut String, note: &Note) {
+        end.append(text, |text| note.write(text, "then"));
     }
 
     fn events(count: usize) -> Vec<String> {
@@ -366,9 +373,8 @@ mod tests {
 
         // A line whose own hash was made to fit is given away by the next.
         let mut forged = Head { sequence: 2, hash: Record::read(lines[1].as_bytes()).unwrap().hash.to_owned() };
-        let mut line = Vec::new();
-        forged.append(br#"{"n":"forged"}"#, &mut line);
-        let line = String::from_utf8(line).unwrap();
+        let mut line = String::new();
+        forged.append(&mut line, |line| line.push_str(r#"{"n":"forged"}"#));
         let (found, told) = broken_at(&text.replace(&format!("{}\n", lines[2]), &line), Some(&head));
         assert_eq!((found, told.contains("changed or replaced")), (4, true), "{told}");
     }
@@ -381,11 +387,10 @@ mod tests {
             Head { sequence: 2, hash: Record::read(text.lines().nth(1).unwrap().as_bytes()).unwrap().hash.to_owned() };
         assert!(verify(text.as_bytes(), Some(&behind)).is_ok());
         let torn = r#"{"sequence":4,"previous":"0123456789ab"#;
-        let (mut resumed, mut end) = (format!("{text}{torn}\n").into_bytes(), head);
-        end.append(&Note::sealing(torn.as_bytes()).event("later"), &mut resumed);
-        end.append(&Note::Started { head: Some(behind) }.event("later"), &mut resumed);
-        end.append(&Note::Lost { events: 3 }.event("later"), &mut resumed);
-        let resumed = String::from_utf8(resumed).unwrap();
+        let (mut resumed, mut end) = (format!("{text}{torn}\n"), head);
+        note(&mut end, &mut resumed, &Note::sealing(torn.as_bytes()));
+        note(&mut end, &mut resumed, &Note::Started { head: Some(behind) });
+        note(&mut end, &mut resumed, &Note::Lost { events: 3 });
         let whole = verify(resumed.as_bytes(), Some(&end)).unwrap();
         assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (6, 1, 3));
         assert_eq!(broken_at(&resumed.replacen(torn, &torn[1..], 1), Some(&end)).0, 4);
@@ -398,10 +403,10 @@ mod tests {
         let kept: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
         let end = Record::read(kept.lines().last().unwrap().as_bytes()).unwrap().head();
         for (found, told) in [(Some(head), "named record 4 as the last"), (None, "the head was missing")] {
-            let mut resumed = kept.clone().into_bytes();
+            let mut resumed = kept.clone();
             let mut end = end.clone();
-            end.append(&Note::Started { head: found }.event("later"), &mut resumed);
-            let (line, what) = broken_at(str::from_utf8(&resumed).unwrap(), Some(&end));
+            note(&mut end, &mut resumed, &Note::Started { head: found });
+            let (line, what) = broken_at(&resumed, Some(&end));
             assert!(line == 3 && what.contains(told), "{line}: {what}");
         }
     }

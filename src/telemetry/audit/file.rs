@@ -18,8 +18,8 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::chain::{Head, MOST_TORN_BYTES, Note, Record};
-use super::head_path;
+use super::chain::{self, Head, MOST_TORN_BYTES, Note};
+use super::{Record, head_path};
 use crate::telemetry::lines::{Lines, Reserved};
 use crate::telemetry::logs::Rfc3339;
 
@@ -66,7 +66,7 @@ pub(super) type End = oneshot::Sender<u64>;
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct FileSink {
-    events: Arc<Lines<End>>,
+    events: Arc<Lines<Record, End>>,
     state: Arc<State>,
     thread: Thread,
     path: PathBuf,
@@ -96,13 +96,12 @@ impl FileSink {
         let head = read_head(&head_path).map_err(failed)?;
         report(path, head.as_ref(), &end, torn.as_deref());
 
-        let mut pending = Vec::new();
-        let now = now();
+        let mut pending = String::new();
         if let Some(torn) = torn {
-            pending.push(b'\n');
-            end.append(&Note::sealing(&torn).event(&now), &mut pending);
+            pending.push('\n');
+            note(&mut end, &mut pending, &Note::sealing(&torn));
         }
-        end.append(&Note::Started { head }.event(&now), &mut pending);
+        note(&mut end, &mut pending, &Note::Started { head });
 
         let (events, state) = (Arc::new(Lines::new(QUEUED_EVENTS)), Arc::new(State::default()));
         let writer = Writer { pending, ..Writer::new(Disk { file, head_path }, end, Arc::clone(&state)) };
@@ -113,12 +112,12 @@ impl FileSink {
     }
 
     /// Room for one event, unless the disk fails or is too slow.
-    pub(super) fn reserve(&self) -> Option<Reserved<End>> {
+    pub(super) fn reserve(&self) -> Option<Reserved<Record, End>> {
         if self.is_healthy() { self.events.reserve() } else { None }
     }
 
-    /// Hands over an event, a JSON object on a line, or counts it as lost.
-    pub(super) fn send(&self, event: &[u8]) {
+    /// Hands over an event, or counts it as lost.
+    pub(super) fn send(&self, event: Record) {
         if !self.events.add(event) {
             self.state.lost.fetch_add(1, Relaxed);
         }
@@ -190,7 +189,7 @@ fn end_of(file: &mut File) -> io::Result<Option<(Head, Option<Vec<u8>>)>> {
     let mut torn = bytes.as_slice();
     let mut behind = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n').rev() {
-        if let Some(Ok(record)) = line.strip_suffix(b"\n").map(Record::read) {
+        if let Some(Ok(record)) = line.strip_suffix(b"\n").map(chain::Record::read) {
             end = Some(record.head());
             torn = bytes.get(bytes.len() - behind..).unwrap_or_default();
             break;
@@ -218,8 +217,10 @@ pub(super) fn read_head(path: &Path) -> io::Result<Option<Head>> {
     }
 }
 
-fn now() -> String {
-    Rfc3339(OffsetDateTime::now_utc()).to_string()
+/// Appends a note, made now.
+fn note(end: &mut Head, pending: &mut String, note: &Note) {
+    let now = Rfc3339(OffsetDateTime::now_utc()).to_string();
+    end.append(pending, |text| note.write(text, &now));
 }
 
 /// What the thread writes to.
@@ -254,7 +255,7 @@ struct Writer<M> {
     disk: M,
     end: Head,
     /// Records that are not in the file yet, and how much of them is written.
-    pending: Vec<u8>,
+    pending: String,
     written: usize,
     /// The last record that is safe, and when it was made so.
     synced: u64,
@@ -270,7 +271,7 @@ impl<M: Medium> Writer<M> {
         Self {
             disk,
             end,
-            pending: Vec::new(),
+            pending: String::new(),
             written: 0,
             synced: 0,
             synced_at: None,
@@ -280,17 +281,16 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    fn run(mut self, lines: &Lines<End>) {
+    fn run(mut self, arriving: &Lines<Record, End>) {
         self.write_until_done();
         let mut events = Vec::new();
         loop {
-            events.clear();
-            let end = lines.take(&mut events, self.patience());
-            self.append(&events);
+            let end = arriving.take(&mut events, self.patience());
+            events.drain(..).for_each(|event| self.append(&event));
             let unwritten = self.settle();
             if let Some(done) = end {
                 if !unwritten {
-                    self.end.append(&Note::Stopped.event(&now()), &mut self.pending);
+                    note(&mut self.end, &mut self.pending, &Note::Stopped);
                     self.write_until_done();
                     anchor("file_closed", &self.end);
                 }
@@ -300,19 +300,16 @@ impl<M: Medium> Writer<M> {
                 let _ = done.send(missing);
                 return;
             }
-            lines.gather(COLLECTING);
+            arriving.gather(COLLECTING);
         }
     }
 
-    /// Makes records of events, one a line, and writes them where they are many, while they are in the processor's cache still.
-    fn append(&mut self, mut events: &[u8]) {
-        while let Some((event, rest)) = memchr::memchr(b'\n', events).and_then(|end| events.split_at_checked(end)) {
-            self.end.append(event, &mut self.pending);
-            self.unsafe_events += 1;
-            if self.pending.len() >= WRITTEN_AT_ONCE {
-                self.write_until_done();
-            }
-            events = rest.get(1..).unwrap_or_default();
+    /// Appends an event to the chain, and writes what is pending where that is much, while it is in the processor's cache still.
+    fn append(&mut self, event: &Record) {
+        self.end.append(&mut self.pending, |text| event.write_to_file(text));
+        self.unsafe_events += 1;
+        if self.pending.len() >= WRITTEN_AT_ONCE {
+            self.write_until_done();
         }
     }
 
@@ -340,7 +337,7 @@ impl<M: Medium> Writer<M> {
         let lost = self.state.lost.load(Relaxed);
         let untold = lost - self.lost_and_told;
         if untold > 0 {
-            self.end.append(&Note::Lost { events: untold }.event(&now()), &mut self.pending);
+            note(&mut self.end, &mut self.pending, &Note::Lost { events: untold });
             self.lost_and_told = lost;
         }
         !self.write_until_done()
@@ -372,7 +369,7 @@ impl<M: Medium> Writer<M> {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        while let Some(rest) = self.pending.get(self.written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.pending.as_bytes().get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.disk.append(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => self.written += written,
@@ -397,15 +394,19 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::telemetry::audit::{Broken, verify};
+    use crate::telemetry::audit::{Broken, Event, event_id, verify};
+    use crate::telemetry::trace::TraceContext;
 
-    const EVENT: &[u8] = b"{\"event.name\":\"tool_call\"}\n";
+    fn event() -> Record {
+        let event = Event::refused_caller(TraceContext::begin().trace_id(), None, "no_token");
+        Record { id: event_id(event.at), event }
+    }
 
     /// Opens the file, writes so many events, and closes it.
     async fn write(path: &Path, events: usize) {
         let sink = FileSink::open(path).unwrap();
         for _ in 0..events {
-            sink.send(EVENT);
+            sink.send(event());
         }
         sink.close(Duration::from_secs(10)).await;
         assert_eq!((sink.lost(), sink.is_healthy()), (0, true));
@@ -517,7 +518,7 @@ mod tests {
         state.closing.store(true, Relaxed);
         let (mut tries, mut failures) = (0, 0);
         for _ in 0..50 {
-            writer.end.append(br#"{"event.name":"tool_call"}"#, &mut writer.pending);
+            writer.end.append(&mut writer.pending, |text| event().write_to_file(text));
             state.lost.fetch_add(1, Relaxed);
             while writer.settle() {
                 assert!(state.failing.load(Relaxed));
@@ -528,7 +529,7 @@ mod tests {
             assert!(!state.failing.load(Relaxed));
         }
         let disk = disk.0.lock().unwrap();
-        let whole = super::super::chain::verify(disk.bytes.as_slice(), disk.head.as_ref()).unwrap();
+        let whole = chain::verify(disk.bytes.as_slice(), disk.head.as_ref()).unwrap();
         assert!(failures > 50, "{failures}");
         assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (100, 0, 50));
     }
@@ -544,7 +545,7 @@ mod tests {
         }
         assert!(sink.reserve().is_none());
         for _ in 0..QUEUED_EVENTS + 10 {
-            sink.send(EVENT);
+            sink.send(event());
         }
         assert_eq!(sink.lost(), 10);
         sink.close(Duration::from_secs(10)).await;

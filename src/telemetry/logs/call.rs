@@ -9,7 +9,7 @@ use tracing::{Level, enabled, event};
 use super::line::{
     Milliseconds, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text,
 };
-use super::write_past_events;
+use super::{Line, hand_past_events};
 use crate::telemetry::trace::TraceId;
 
 /// Whose line it is.
@@ -17,17 +17,19 @@ const LOGGER: &str = "mcp_server::tools::call";
 
 /// How a call ended, in plain values.
 #[derive(Debug, Clone)]
-pub struct CallLine<'a> {
+pub struct CallLine {
+    /// ERROR and WARN, or else INFO.
+    pub level: Level,
     /// When it ended.
     pub at: OffsetDateTime,
     /// The trace of the request.
     pub trace_id: TraceId,
     /// Which tool was called.
-    pub tool: &'a str,
+    pub tool: &'static str,
     /// What came of it: `ok`, `cancelled`, or the code of an error.
-    pub outcome: &'a str,
+    pub outcome: &'static str,
     /// The same for people, as what the tool did.
-    pub verb: &'a str,
+    pub verb: &'static str,
     /// How long it took.
     pub took: Duration,
     /// How often the backend was asked.
@@ -37,7 +39,7 @@ pub struct CallLine<'a> {
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
     /// Why it failed, for whoever operates the server.
-    pub cause: Option<&'a str>,
+    pub cause: Option<Box<str>>,
 }
 
 /// Does something with a level that has to be known when this is compiled.
@@ -51,21 +53,24 @@ macro_rules! with_level {
     };
 }
 
-impl CallLine<'_> {
-    /// Writes it, if its level is heard: ERROR and WARN, or else INFO. Called inside of the request's span.
-    pub fn log(&self, level: Level) {
+impl CallLine {
+    /// Writes it, if its level is heard. Called inside of the request's span.
+    pub fn log(self) {
         macro_rules! is_heard {
             ($level:expr) => {
                 enabled!(target: LOGGER, $level)
             };
         }
-        if with_level!(level, is_heard) && !write_past_events(|line| self.write(line, level)) {
-            self.tell(level);
+        if with_level!(self.level, is_heard)
+            && let Some(Line::Call(line)) = hand_past_events(Line::Call(self))
+        {
+            line.tell();
         }
     }
 
-    fn write(&self, line: &mut String, level: Level) {
-        let ours = OurLine { at: self.at, level, logger: LOGGER, place: our_place!(), trace_id: self.trace_id };
+    pub(super) fn write(&self, line: &mut String) {
+        let ours =
+            OurLine { at: self.at, level: self.level, logger: LOGGER, place: our_place!(), trace_id: self.trace_id };
         ours.begin(line);
         for part in ["tool `", self.tool, "` ", self.verb, " after "] {
             line.push_str(part);
@@ -89,14 +94,14 @@ impl CallLine<'_> {
             write_address(line, address);
             line.push('"');
         }
-        if let Some(cause) = self.cause {
+        if let Some(cause) = &self.cause {
             write_text(line, "cause", cause);
         }
         line.push_str("}\n");
     }
 
     /// The same as an event, for logs that are not JSON.
-    fn tell(&self, level: Level) {
+    fn tell(&self) {
         let (name, verb, took_ms) = (self.tool, self.verb, Milliseconds(self.took));
         let address = self.client_address.map(|address| address.to_string());
         macro_rules! tell {
@@ -110,12 +115,12 @@ impl CallLine<'_> {
                     backend.attempts = self.attempts,
                     backend.status_code = self.backend_status,
                     client.address = address.as_deref(),
-                    cause = self.cause,
+                    cause = self.cause.as_deref(),
                     "tool `{name}` {verb} after {took_ms} ms"
                 )
             };
         }
-        with_level!(level, tell);
+        with_level!(self.level, tell);
     }
 }
 
@@ -137,6 +142,7 @@ mod tests {
                         let trace = RequestTrace::new(&http::HeaderMap::new());
                         let _inside = trace.span().enter();
                         let line = CallLine {
+                            level,
                             at: OffsetDateTime::now_utc(),
                             trace_id: trace.context().trace_id(),
                             tool: "list_users",
@@ -146,9 +152,9 @@ mod tests {
                             attempts: 2,
                             backend_status: cause.map(|_| 503),
                             client_address: cause.map(|_| [10, 0, 0, 7].into()),
-                            cause,
+                            cause: cause.map(Box::from),
                         };
-                        if written { line.log(level) } else { line.tell(level) }
+                        if written { line.log() } else { line.tell() }
                     });
                     let lines = log.lines().map(|line| {
                         let mut line: Value = serde_json::from_str(line).unwrap();

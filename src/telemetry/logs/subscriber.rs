@@ -18,7 +18,7 @@ use tracing_core::span::Current;
 
 use super::Heard;
 use super::line::{FindTraceId, write_line};
-use super::writer::LineWriter;
+use super::writer::{Line, LineWriter};
 
 /// How many lists of spans there are. Threads take turns in choosing theirs.
 const LISTS: usize = 16;
@@ -50,9 +50,9 @@ impl LineSubscriber {
         Self { heard, spans: Default::default(), writer }
     }
 
-    /// Writes a line as it is.
-    pub(super) fn write_line(&self, write: impl FnOnce(&mut String)) {
-        self.writer.write_line(write);
+    /// Hands over a line as it is.
+    pub(super) fn hand_over(&self, line: Line) {
+        self.writer.hand_over(line);
     }
 
     /// The list in which a span is kept, and its place there.

@@ -3,13 +3,14 @@
 //! Lines wait in a bounded queue. What finds no room there is dropped and counted, and the log itself says how many lines it lacks.
 //! At the end everything that waits is written, unless nobody reads for seconds; then stderr is told.
 
-use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
+use super::CallLine;
+use crate::telemetry::audit;
 use crate::telemetry::lines::Lines;
 
 /// How many lines may wait for stdout.
@@ -18,16 +19,39 @@ const QUEUED_LINES: usize = 8_192;
 const COLLECTING: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for somebody to read the last lines.
 const LAST_LINES: Duration = Duration::from_secs(3);
-/// What a long line needed is given back.
-const KEPT_BYTES: usize = 16 * 1024;
+/// Lines are written in pieces of about this size.
+const WRITTEN_AT_ONCE: usize = 32 * 1024;
+/// Most lines fit.
+const USUAL_BYTES: usize = 512;
 
 /// Told when the last line is written.
 type End = SyncSender<()>;
 
+/// A line that waits: what every call says is not written before its turn.
+#[derive(Debug)]
+pub(in crate::telemetry) enum Line {
+    /// As it will stand in the log, with its line break.
+    Written(String),
+    /// How a call ended.
+    Call(CallLine),
+    /// What stands in the audit.
+    Audit(audit::Record),
+}
+
+impl Line {
+    fn write(&self, text: &mut String) {
+        match self {
+            Self::Written(line) => text.push_str(line),
+            Self::Call(line) => line.write(text),
+            Self::Audit(record) => record.write_to_log(text),
+        }
+    }
+}
+
 /// The way to the thread; each write is one line.
 #[derive(Clone)]
 pub(in crate::telemetry) struct LineWriter {
-    lines: Arc<Lines<End>>,
+    lines: Arc<Lines<Line, End>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -50,21 +74,14 @@ impl LineWriter {
     }
 
     /// Hands over the line that `write` writes, or counts it as dropped.
-    pub(in crate::telemetry) fn write_line(&self, write: impl FnOnce(&mut String)) {
-        thread_local! {
-            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
-        }
-        LINE.with(|line| {
-            // Re-entered only if a `Display` of a field logs by itself: then that inner event is given up.
-            let Ok(mut line) = line.try_borrow_mut() else { return };
-            line.clear();
-            write(&mut line);
-            self.hand_over(line.as_bytes());
-            line.shrink_to(KEPT_BYTES);
-        });
+    pub(super) fn write_line(&self, write: impl FnOnce(&mut String)) {
+        let mut line = String::with_capacity(USUAL_BYTES);
+        write(&mut line);
+        self.hand_over(Line::Written(line));
     }
 
-    fn hand_over(&self, line: &[u8]) {
+    /// Hands over a line, or counts it as dropped.
+    pub(super) fn hand_over(&self, line: Line) {
         if !self.lines.add(line) {
             self.dropped.fetch_add(1, Relaxed);
         }
@@ -73,7 +90,7 @@ impl LineWriter {
 
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.hand_over(line);
+        self.hand_over(Line::Written(String::from_utf8_lossy(line).into_owned()));
         Ok(line.len())
     }
 
@@ -84,7 +101,7 @@ impl Write for LineWriter {
 
 /// Dropping it writes what is still queued.
 pub(super) struct WriterGuard {
-    lines: Arc<Lines<End>>,
+    lines: Arc<Lines<Line, End>>,
 }
 
 impl Drop for WriterGuard {
@@ -106,19 +123,30 @@ struct Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    fn run(mut self, lines: &Lines<End>) {
-        let mut text = Vec::new();
+    fn run(mut self, arriving: &Lines<Line, End>) {
+        let (mut lines, mut text) = (Vec::new(), String::new());
         loop {
-            text.clear();
-            let end = lines.take(&mut text, Duration::from_secs(3_600));
-            self.write(&text);
+            let end = arriving.take(&mut lines, Duration::from_secs(3_600));
+            for line in lines.drain(..) {
+                line.write(&mut text);
+                if text.len() >= WRITTEN_AT_ONCE {
+                    self.write_out(&mut text);
+                }
+            }
+            self.write_out(&mut text);
             self.tell_of_dropped_lines();
             if let Some(end) = end {
                 let _ = end.send(());
                 return;
             }
-            lines.gather(COLLECTING);
+            arriving.gather(COLLECTING);
         }
+    }
+
+    fn write_out(&mut self, text: &mut String) {
+        self.write(text.as_bytes());
+        text.clear();
+        text.shrink_to(2 * WRITTEN_AT_ONCE);
     }
 
     fn write(&mut self, mut text: &[u8]) {
