@@ -28,7 +28,7 @@ use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
 use crate::telemetry::audit::{self, Audit, HexDigest};
 use crate::telemetry::logs::{self, CallLine, LogGuard};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::spans::{Description, Operation, Spans};
+use crate::telemetry::spans::{Description, Operation, RequestId, Spans};
 use crate::telemetry::trace::RequestTrace;
 use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 
@@ -171,7 +171,7 @@ pub fn trace_call(spans: &Spans, trace: &RequestTrace, described: &(Description,
         started,
         description: &described.0,
         protocol: Some("2025-11-25"),
-        request_id: "4711".to_owned(),
+        request_id: RequestId::Number(4711),
         client_address: Some(IpAddr::from([127, 0, 0, 1])),
     };
     let (onward, span) = spans.operation(trace, &operation);

@@ -2,8 +2,8 @@
 //!
 //! Names and attributes are those of the OpenTelemetry semantic conventions for MCP (status: development, as of November 2026) and
 //! for HTTP clients. Arguments and results are in none of them, and neither are paths with ids in them. Nothing of this exists
-//! unless an endpoint is set; then a span that is sampled is written as it will be sent and copied into a bounded queue, and no call
-//! ever waits for the collector.
+//! unless an endpoint is set; then a call hands over what its sampled spans will say to a bounded queue, and never waits for the
+//! collector. The task that sends them lays them out, many in a row, as it is done with log lines.
 
 mod export;
 mod queue;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use http::HeaderValue;
 use tracing::{info, warn};
 
 use super::trace::{RequestTrace, Trace, TraceContext};
@@ -55,7 +56,7 @@ pub struct Spans(Arc<Shared>);
 
 struct Shared {
     sampling: Sampling,
-    queue: Arc<Queue>,
+    queue: Arc<Queue<Ended>>,
     counts: Arc<Counts>,
 }
 
@@ -89,8 +90,7 @@ impl Spans {
     pub fn start(settings: &TraceSettings) -> Result<Self, reqwest::Error> {
         let counts = Arc::new(Counts::default());
         let exporter = Exporter::new(settings, Arc::clone(&counts))?;
-        let queue = Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay, exporter.room());
-        let queue = Arc::new(queue);
+        let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay));
         tokio::spawn(exporter.run(Arc::clone(&queue)));
         info!("traces are exported to {}", settings.endpoint);
         Ok(Self(Arc::new(Shared { sampling: settings.sampling, queue, counts })))
@@ -104,15 +104,16 @@ impl Spans {
         let sampled = samples(self.0.sampling, parent.map(|parent| parent.context), context);
         let recording = sampled.then(|| Recording { spans: self.clone(), clock: Clock::set(operation.started) });
         let ours = Trace { context: context.child().sampled_as(sampled), state, recording };
-        let parent = parent.map(|parent| Parent { context: parent.context, is_remote: true });
+        let parent = parent.map(|parent| Parent { span: parent.context, is_remote: true });
+        let link = request.link().map(|link| Box::new((link.context, link.state.clone())));
         let span = ours.recording.as_ref().map(|recording| {
-            let mut span =
-                recording.begin(Kind::Server, &ours, ours.context, parent, operation.description, operation.started);
-            if let Some(link) = request.link() {
-                span.message.link(link);
-            }
-            operation.describe(&mut span.message);
-            span
+            let about = About::Operation {
+                protocol: operation.protocol,
+                request_id: operation.request_id.clone(),
+                client_address: operation.client_address,
+                link,
+            };
+            recording.begin(&ours, ours.context, parent, operation.description, about, operation.started)
         });
         (ours, span)
     }
@@ -137,9 +138,9 @@ impl Spans {
     }
 }
 
-/// What all spans of a kind have in common, written once: their name, and most of their attributes.
-#[derive(Debug)]
-pub struct Description(Message);
+/// What all spans of a kind have in common, written once: their name, and most of their attributes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Description(Arc<Message>);
 
 impl Description {
     /// Of MCP requests with this method: `tools/call` and its like, of those that this server knows, and no other; and of calls of
@@ -158,7 +159,7 @@ impl Description {
         common.text(names::TRANSPORT, "tcp");
         common.text(names::NETWORK_PROTOCOL, "http");
         common.text(names::NETWORK_PROTOCOL_VERSION, "1.1");
-        Self(common)
+        Self(Arc::new(common))
     }
 
     /// Of attempts at one of the backend's routes: its method, its path without what is put into it, and the backend's host and port.
@@ -169,7 +170,7 @@ impl Description {
         common.text(names::URL_TEMPLATE, template);
         common.text(names::SERVER_ADDRESS, address);
         common.integer(names::SERVER_PORT, port.into());
-        Self(common)
+        Self(Arc::new(common))
     }
 }
 
@@ -205,16 +206,18 @@ pub struct Recording {
 impl Recording {
     fn begin(
         &self,
-        kind: Kind,
         trace: &Trace,
-        ours: TraceContext,
+        context: TraceContext,
         parent: Option<Parent>,
         description: &Description,
+        about: About,
         started: Instant,
     ) -> Span {
         let start = self.clock.tell(started);
-        let message = Message::span(kind, ours, trace.state.as_ref(), parent, start, &description.0);
-        Span { spans: self.spans.clone(), message, start, started, took: None }
+        let (state, description) = (trace.state.clone(), description.clone());
+        let record =
+            Record { context, state, parent, start, end: start, description, about, status: None, failure: None };
+        Span { spans: self.spans.clone(), record: Some(Box::new(record)), started }
     }
 }
 
@@ -225,25 +228,120 @@ pub struct Operation<'a> {
     pub started: Instant,
     /// What it has in common with others.
     pub description: &'a Description,
-    /// The revision of MCP that the client speaks.
-    pub protocol: Option<&'a str>,
+    /// The revision of MCP that the client speaks, if it is one that is known.
+    pub protocol: Option<&'static str>,
     /// The id of the JSON-RPC request.
-    pub request_id: String,
+    pub request_id: RequestId,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
 }
 
-impl Operation<'_> {
-    fn describe(&self, span: &mut Message) {
-        let request_id = self.request_id.char_indices().nth(LONGEST_REQUEST_ID);
-        let request_id = request_id.and_then(|(end, _)| self.request_id.get(..end)).unwrap_or(&self.request_id);
-        span.text(names::REQUEST_ID, request_id);
-        if let Some(protocol) = self.protocol {
-            span.text(names::PROTOCOL, protocol);
+/// The id of a JSON-RPC request.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "JSON-RPC has these two")]
+pub enum RequestId {
+    Number(i64),
+    Text(Arc<str>),
+}
+
+/// What a span will say.
+#[derive(Debug)]
+struct Record {
+    context: TraceContext,
+    state: Option<HeaderValue>,
+    parent: Option<Parent>,
+    /// Nanoseconds since 1970.
+    start: u64,
+    end: u64,
+    description: Description,
+    about: About,
+    /// Of the backend's answer.
+    status: Option<u16>,
+    failure: Option<Failure>,
+}
+
+/// A span's record on its way to the collector: no more than a pointer is moved.
+type Ended = Box<Record>;
+
+/// What is known of one span when it begins, and not the same for all of its kind.
+#[derive(Debug)]
+enum About {
+    Operation {
+        protocol: Option<&'static str>,
+        request_id: RequestId,
+        client_address: Option<IpAddr>,
+        /// Another trace that the request belongs to as well.
+        link: Option<Box<(TraceContext, Option<HeaderValue>)>>,
+    },
+    Attempt {
+        resends: u32,
+    },
+}
+
+/// How it went wrong.
+#[derive(Debug)]
+struct Failure {
+    error: ErrorType,
+    why: &'static str,
+}
+
+/// What `error.type` says of it.
+#[derive(Debug)]
+enum ErrorType {
+    Word(&'static str),
+    HttpStatus(u16),
+    RpcCode(i32),
+}
+
+impl Failure {
+    const CANCELLED: Self = Self { error: ErrorType::Word(CANCELLED), why: CANCELLED };
+}
+
+impl Record {
+    fn write(&self, span: &mut Message) {
+        let kind = match self.about {
+            About::Operation { .. } => Kind::Server,
+            About::Attempt { .. } => Kind::Client,
+        };
+        span.begin_span(kind, self.context, self.state.as_ref(), self.parent, self.start, &self.description.0);
+        match &self.about {
+            About::Operation { protocol, request_id, client_address, link } => {
+                if let Some(link) = link {
+                    span.link(link.0, link.1.as_ref());
+                }
+                match request_id {
+                    RequestId::Number(id) => span.text(names::REQUEST_ID, &id.to_string()),
+                    RequestId::Text(id) => {
+                        let end = id.char_indices().nth(LONGEST_REQUEST_ID).map(|(end, _)| end);
+                        span.text(names::REQUEST_ID, end.and_then(|end| id.get(..end)).unwrap_or(id));
+                    }
+                }
+                if let Some(protocol) = protocol {
+                    span.text(names::PROTOCOL, protocol);
+                }
+                if let Some(address) = client_address {
+                    span.address(names::CLIENT_ADDRESS, *address);
+                }
+            }
+            About::Attempt { resends: 0 } => {}
+            About::Attempt { resends } => span.integer(names::RESENDS, *resends),
         }
-        if let Some(address) = self.client_address {
-            span.address(names::CLIENT_ADDRESS, address);
+        if let Some(status) = self.status {
+            span.integer(names::HTTP_STATUS, status.into());
         }
+        if let Some(Failure { error, why }) = &self.failure {
+            match error {
+                ErrorType::Word(word) => span.text(names::ERROR, word),
+                ErrorType::HttpStatus(status) => span.text(names::ERROR, &status.to_string()),
+                ErrorType::RpcCode(code) => {
+                    let code = code.to_string();
+                    span.text(names::ERROR, &code);
+                    span.text(names::RPC_STATUS, &code);
+                }
+            }
+            span.failure(why);
+        }
+        span.end(self.end);
     }
 }
 
@@ -257,13 +355,9 @@ impl Trace {
         resends: u32,
         started: Instant,
     ) -> Option<Span> {
-        let above = Parent { context: self.context, is_remote: false };
-        let recording = self.recording.as_ref()?;
-        let mut span = recording.begin(Kind::Client, self, context, Some(above), description, started);
-        if resends > 0 {
-            span.message.integer(names::RESENDS, resends);
-        }
-        Some(span)
+        let above = Parent { span: self.context, is_remote: false };
+        let about = About::Attempt { resends };
+        Some(self.recording.as_ref()?.begin(self, context, Some(above), description, about, started))
     }
 }
 
@@ -279,67 +373,52 @@ fn samples(sampling: Sampling, parent: Option<TraceContext>, context: TraceConte
     }
 }
 
-/// A span that has begun. It is handed over when it is dropped, whatever becomes of its work.
+/// A span that has begun. It is handed over when it ends or is dropped, whatever becomes of its work.
 #[derive(Debug)]
 pub struct Span {
     spans: Spans,
-    message: Message,
-    /// Nanoseconds since 1970.
-    start: u64,
+    /// Until it is handed over.
+    record: Option<Box<Record>>,
     started: Instant,
-    /// Once it has ended.
-    took: Option<Duration>,
 }
 
 impl Span {
     /// Ends the span of a tool call: with an error if its result is one, of which the conventions say no more than that.
     pub fn end_tool_call(mut self, error: Option<&'static str>, took: Duration) {
-        self.took = Some(took);
-        if let Some(error) = error {
-            self.message.text(names::ERROR, if error == CANCELLED { CANCELLED } else { "tool_error" });
-            self.message.failure(error);
-        }
+        let word = |error| if error == CANCELLED { CANCELLED } else { "tool_error" };
+        self.end(took, None, error.map(|why| Failure { error: ErrorType::Word(word(why)), why }));
     }
 
     /// Ends the span of any MCP request, with the code of the JSON-RPC error that answers it.
     pub fn end_request(mut self, error: Option<i32>, took: Duration) {
-        self.took = Some(took);
-        if let Some(code) = error {
-            let code = code.to_string();
-            self.message.text(names::ERROR, &code);
-            self.message.text(names::RPC_STATUS, &code);
-            self.message.failure("");
-        }
+        self.end(took, None, error.map(|code| Failure { error: ErrorType::RpcCode(code), why: "" }));
     }
 
     /// Ends the span of an attempt: with the status of the answer if there was one, and the kind of failure if it was one.
     pub fn end_attempt(mut self, status: Option<u16>, error: Option<&'static str>, took: Duration) {
-        self.took = Some(took);
-        if let Some(status) = status {
-            self.message.integer(names::HTTP_STATUS, status.into());
-        }
-        if let Some(error) = error {
-            match status.filter(|status| *status >= 300) {
-                Some(status) => self.message.text(names::ERROR, &status.to_string()),
-                None => self.message.text(names::ERROR, error),
-            }
-            self.message.failure(error);
+        let failure = error.map(|why| {
+            let told = status.filter(|status| *status >= 300);
+            Failure { error: told.map_or(ErrorType::Word(why), ErrorType::HttpStatus), why }
+        });
+        self.end(took, status, failure);
+    }
+
+    fn end(&mut self, took: Duration, status: Option<u16>, failure: Option<Failure>) {
+        let Some(mut record) = self.record.take() else { return };
+        record.end = record.start.saturating_add(took.as_nanos() as u64);
+        (record.status, record.failure) = (status, failure);
+        let Shared { queue, counts, .. } = &*self.spans.0;
+        counts.ended.fetch_add(1, Relaxed);
+        if !queue.add(record) {
+            counts.dropped.fetch_add(1, Relaxed);
         }
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        let took = self.took.unwrap_or_else(|| {
-            self.message.text(names::ERROR, CANCELLED);
-            self.message.failure(CANCELLED);
-            self.started.elapsed()
-        });
-        self.message.end(self.start.saturating_add(took.as_nanos() as u64));
-        let Shared { queue, counts, .. } = &*self.spans.0;
-        counts.ended.fetch_add(1, Relaxed);
-        if !queue.add(&self.message) {
-            counts.dropped.fetch_add(1, Relaxed);
+        if self.record.is_some() {
+            self.end(self.started.elapsed(), None, Some(Failure::CANCELLED));
         }
     }
 }

@@ -128,8 +128,11 @@ impl ToolServer {
         let operation = spans::Operation {
             started,
             description,
-            protocol: origin.protocol.as_ref().map(ProtocolVersion::as_str),
-            request_id: origin.request_id.to_string(),
+            protocol: origin.protocol.as_ref().and_then(known),
+            request_id: match &origin.request_id {
+                RequestId::Number(id) => spans::RequestId::Number(*id),
+                RequestId::String(id) => spans::RequestId::Text(Arc::clone(id)),
+            },
             client_address: origin.caller.as_ref().map(Caller::address),
         };
         spans.operation(trace, &operation)
@@ -153,6 +156,11 @@ impl ToolServer {
             recorded: false,
         }
     }
+}
+
+/// The name of a revision of MCP that exists.
+fn known(protocol: &ProtocolVersion) -> Option<&'static str> {
+    ProtocolVersion::KNOWN_VERSIONS.iter().find(|known| *known == protocol).map(ProtocolVersion::as_str)
 }
 
 /// A caller as the audit names it.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -17,8 +18,9 @@ use prost::Message as _;
 use tracing::{info, warn};
 use url::Url;
 
-use super::queue::{Batch, Next, Queue};
-use super::{Counts, wire};
+use super::queue::{Next, Queue};
+use super::wire::Message;
+use super::{Counts, Ended};
 use crate::settings::TraceSettings;
 
 /// A collector that takes longer to accept a connection is not there.
@@ -27,6 +29,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So many spans are laid out in a row, before whatever else the runtime has to do has its turn.
+const LAID_OUT_AT_ONCE: usize = 128;
+/// Most spans fit.
+const USUAL_BYTES: usize = 512;
 /// An answer has a few bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -89,13 +95,8 @@ impl Exporter {
         })
     }
 
-    /// How much room a batch needs before its first span.
-    pub(super) fn room(&self) -> usize {
-        wire::Message::longest_envelope(&self.resource, &self.scope)
-    }
-
     /// Sends batches until nobody is left to make spans.
-    pub(super) async fn run(mut self, queue: Arc<Queue>) {
+    pub(super) async fn run(mut self, queue: Arc<Queue<Ended>>) {
         while let Some(next) = queue.next().await {
             match next {
                 Next::Send(batch) => self.export(batch).await,
@@ -105,9 +106,9 @@ impl Exporter {
     }
 
     /// Sends one batch, and gives it up where the collector does not want it.
-    async fn export(&mut self, batch: Batch) {
-        let spans = batch.spans as u64;
-        let body = batch.export(|spans| wire::Message::envelope(&self.resource, &self.scope, spans));
+    async fn export(&mut self, batch: Vec<Ended>) {
+        let spans = batch.len() as u64;
+        let body = self.lay_out(batch).await;
         let mut attempt = 1;
         let refusal = loop {
             match self.send(body.clone()).await {
@@ -135,8 +136,31 @@ impl Exporter {
         }
     }
 
+    /// The whole export. What stands before the spans tells their size: it gets room, and is put there at the end.
+    async fn lay_out(&self, batch: Vec<Ended>) -> Bytes {
+        let room = Message::longest_envelope(&self.resource, &self.scope);
+        let mut export = Vec::with_capacity(room + batch.len() * USUAL_BYTES);
+        export.resize(room, 0);
+        let mut span = Message::default();
+        for records in batch.chunks(LAID_OUT_AT_ONCE) {
+            for record in records {
+                record.write(&mut span);
+                span.add_to(&mut export);
+            }
+            tokio::task::yield_now().await;
+        }
+        let envelope = Message::envelope(&self.resource, &self.scope, export.len() - room);
+        let start = room.saturating_sub(envelope.len());
+        for (to, from) in export.iter_mut().skip(start).zip(envelope) {
+            *to = from;
+        }
+        let mut export = Bytes::from(export);
+        export.advance(start);
+        export
+    }
+
     /// Sends once; gives the number of spans that the collector did not want.
-    async fn send(&self, body: bytes::Bytes) -> Result<u64, Refusal> {
+    async fn send(&self, body: Bytes) -> Result<u64, Refusal> {
         let request = self.http.post(self.endpoint.clone()).headers(self.headers.clone()).body(body);
         let mut response = request.send().await.map_err(Refusal::from)?;
         let status = response.status();

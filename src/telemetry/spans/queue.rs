@@ -1,113 +1,77 @@
-//! Where spans wait to be sent: bounded, and already as the batches that are sent.
+//! Where spans wait to be sent: bounded, and in the batches in which they are sent.
 //!
-//! A span costs a copy under a lock that is held for nothing else. The task that sends is woken by the first span of a batch and by
+//! A span costs a pointer under a lock that is held for nothing else. The task that sends is woken by the first span of a batch and by
 //! the last, not by each.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::Message;
-
-/// Spans that are sent together.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    /// Room for what stands before the spans in an export; then one after the other, as they stand there.
-    bytes: Vec<u8>,
-    room: usize,
-    pub(super) spans: usize,
-}
-
-impl Batch {
-    /// A batch with so many bytes of room before the first span, that will need so many bytes in all.
-    fn new(room: usize, usual_bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(usual_bytes.max(room));
-        bytes.resize(room, 0);
-        Self { bytes, room, spans: 0 }
-    }
-
-    /// The whole export. `envelope` is told the size of the spans, and gives what stands before them, for which there is room.
-    pub(super) fn export(mut self, envelope: impl FnOnce(usize) -> Vec<u8>) -> Bytes {
-        let envelope = envelope(self.bytes.len().saturating_sub(self.room));
-        let start = self.room.saturating_sub(envelope.len());
-        for (to, from) in self.bytes.iter_mut().skip(start).zip(envelope) {
-            *to = from;
-        }
-        let mut export = Bytes::from(self.bytes);
-        export.advance(start);
-        export
-    }
-}
-
 /// What comes next.
 #[derive(Debug)]
-pub(super) enum Next {
-    Send(Batch),
+pub(super) enum Next<T> {
+    /// Spans that are sent together.
+    Send(Vec<T>),
     /// Everything before is sent: say so.
     Flushed(oneshot::Sender<()>),
 }
 
 /// The way from whoever ends a span to the task that sends it.
 #[derive(Debug)]
-pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
+pub(super) struct Queue<T> {
+    waiting: Mutex<Waiting<T>>,
     changed: Notify,
     max_queue: usize,
     max_batch: usize,
     delay: Duration,
-    /// How much room each batch has before its first span.
-    room: usize,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
+#[derive(Debug)]
+struct Waiting<T> {
     /// What is full, or shall be sent at once.
-    ready: VecDeque<Next>,
-    gathering: Batch,
+    ready: VecDeque<Next<T>>,
+    gathering: Vec<T>,
     /// When that is sent, though it is not full.
     due: Option<Instant>,
     /// How many spans there are in all of it.
     spans: usize,
-    /// How large the last batch was.
-    usual_bytes: usize,
     /// Nobody is left to end a span.
     closed: bool,
 }
 
-impl Waiting {
+impl<T> Waiting<T> {
     fn seal(&mut self) {
         self.due = None;
-        if self.gathering.spans > 0 {
-            self.usual_bytes = self.gathering.bytes.len();
-            self.ready.push_back(Next::Send(std::mem::take(&mut self.gathering)));
+        if !self.gathering.is_empty() {
+            let next = Vec::with_capacity(self.gathering.len());
+            self.ready.push_back(Next::Send(mem::replace(&mut self.gathering, next)));
         }
     }
 }
 
-impl Queue {
-    pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration, room: usize) -> Self {
+impl<T> Queue<T> {
+    pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration) -> Self {
+        let waiting = Waiting { ready: VecDeque::new(), gathering: Vec::new(), due: None, spans: 0, closed: false };
         let max_batch = max_batch.min(max_queue);
-        Self { waiting: Mutex::default(), changed: Notify::new(), max_queue, max_batch, delay, room }
+        Self { waiting: Mutex::new(waiting), changed: Notify::new(), max_queue, max_batch, delay }
     }
 
     /// Adds a span; false when there is no room.
-    pub(super) fn add(&self, span: &Message) -> bool {
+    pub(super) fn add(&self, span: T) -> bool {
         let mut waiting = self.lock();
         if waiting.spans >= self.max_queue {
             return false;
         }
-        if waiting.gathering.spans == 0 {
-            waiting.due = Some(Instant::now() + self.delay);
-            waiting.gathering = Batch::new(self.room, waiting.usual_bytes + waiting.usual_bytes / 16);
-        }
-        span.add_to(&mut waiting.gathering.bytes);
-        waiting.gathering.spans += 1;
+        waiting.gathering.push(span);
         waiting.spans += 1;
-        let (is_first, is_full) = (waiting.gathering.spans == 1, waiting.gathering.spans >= self.max_batch);
+        let (is_first, is_full) = (waiting.gathering.len() == 1, waiting.gathering.len() >= self.max_batch);
+        if is_first {
+            waiting.due = Some(Instant::now() + self.delay);
+        }
         if is_full {
             waiting.seal();
         }
@@ -136,7 +100,7 @@ impl Queue {
     }
 
     /// Waits for what comes next; `None` at the end.
-    pub(super) async fn next(&self) -> Option<Next> {
+    pub(super) async fn next(&self) -> Option<Next<T>> {
         loop {
             let due = {
                 let mut waiting = self.lock();
@@ -146,7 +110,7 @@ impl Queue {
                 match waiting.ready.pop_front() {
                     Some(next) => {
                         if let Next::Send(batch) = &next {
-                            waiting.spans -= batch.spans;
+                            waiting.spans -= batch.len();
                         }
                         return Some(next);
                     }
@@ -162,7 +126,7 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -173,22 +137,20 @@ mod tests {
 
     const DELAY: Duration = Duration::from_secs(5);
 
-    fn add(queue: &Queue, spans: usize) -> usize {
-        let mut span = Message::default();
-        span.name(&["span"]);
-        (0..spans).filter(|_| queue.add(&span)).count()
+    fn add(queue: &Queue<()>, spans: usize) -> usize {
+        (0..spans).filter(|_| queue.add(())).count()
     }
 
-    async fn batch(queue: &Queue) -> usize {
+    async fn batch(queue: &Queue<()>) -> usize {
         match queue.next().await {
-            Some(Next::Send(batch)) => batch.spans,
+            Some(Next::Send(batch)) => batch.len(),
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_sent_when_it_is_full_or_due_and_what_finds_no_room_is_refused() {
-        let queue = Queue::new(10, 4, DELAY, 0);
+        let queue = Queue::new(10, 4, DELAY);
         assert_eq!(add(&queue, 12), 10);
         let begun = Instant::now();
         assert_eq!((batch(&queue).await, batch(&queue).await), (4, 4));
@@ -200,7 +162,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_task_is_woken_by_what_it_waits_for_and_sends_all_before_it_ends() {
-        let queue = std::sync::Arc::new(Queue::new(10, 4, DELAY, 0));
+        let queue = std::sync::Arc::new(Queue::new(10, 4, DELAY));
         let waiting = tokio::spawn({
             let queue = std::sync::Arc::clone(&queue);
             async move { (batch(&queue).await, batch(&queue).await, queue.next().await) }

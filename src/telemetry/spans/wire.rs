@@ -7,11 +7,8 @@ use std::net::IpAddr;
 
 use http::HeaderValue;
 
-use super::{Trace, TraceContext};
+use super::TraceContext;
 use crate::telemetry::logs::line::write_address;
-
-/// Most spans fit.
-const USUAL_BYTES: usize = 640;
 
 /// Whether a span answers somebody or asks somebody.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +20,7 @@ pub(super) enum Kind {
 /// What a span is a part of.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parent {
-    pub(super) context: TraceContext,
+    pub(super) span: TraceContext,
     /// Whether it is somebody else's.
     pub(super) is_remote: bool,
 }
@@ -42,25 +39,24 @@ enum Wire {
 pub(super) struct Message(Vec<u8>);
 
 impl Message {
-    /// A span, its trace's state, its parent, and what is the same in all of its kind. Its end, and what came of it, are written
-    /// when they are known.
-    pub(super) fn span(
+    /// Begins a span in the place of whatever was written: with its trace's state, its parent, and what is the same in all of its kind.
+    pub(super) fn begin_span(
+        &mut self,
         kind: Kind,
         ours: TraceContext,
         state: Option<&HeaderValue>,
         parent: Option<Parent>,
         start: u64,
         description: &Self,
-    ) -> Self {
-        let mut span = Self(Vec::with_capacity(USUAL_BYTES));
-        span.context(ours, state, parent.is_some_and(|parent| parent.is_remote), 16);
+    ) {
+        self.0.clear();
+        self.context(ours, state, parent.is_some_and(|parent| parent.is_remote), 16);
         if let Some(parent) = parent {
-            span.id(4, parent.context.span_id_bytes());
+            self.id(4, parent.span.span_id_bytes());
         }
-        span.number(6, kind as u64);
-        span.fixed64(7, start);
-        span.0.extend_from_slice(&description.0);
-        span
+        self.number(6, kind as u64);
+        self.fixed64(7, start);
+        self.0.extend_from_slice(&description.0);
     }
 
     /// The name, in parts.
@@ -100,9 +96,9 @@ impl Message {
     }
 
     /// Another trace that this span belongs to as well.
-    pub(super) fn link(&mut self, to: &Trace) {
+    pub(super) fn link(&mut self, to: TraceContext, state: Option<&HeaderValue>) {
         let mut link = Self::default();
-        link.context(to.context, to.state.as_ref(), true, 6);
+        link.context(to, state, true, 6);
         self.bytes(13, &link.0);
     }
 
@@ -223,11 +219,6 @@ mod tests {
 
     use super::*;
 
-    fn trace(traceparent: &str, state: Option<&'static str>) -> Trace {
-        let context = TraceContext::parse(traceparent).unwrap();
-        Trace { context, state: state.map(HeaderValue::from_static), recording: None }
-    }
-
     fn attribute(key: &str, value: Value) -> KeyValue {
         KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..Default::default() }
     }
@@ -238,15 +229,19 @@ mod tests {
         fn what_is_written_is_what_is_read(
             text in ".{0,300}", integer: u32, why in "[a-z]{0,200}", start: u64, end: u64, spans in 0..4_usize,
         ) {
-            let ours = trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("a=1"));
-            let other = trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", None);
+            let ours = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").unwrap();
+            let other = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00").unwrap();
+            let state = HeaderValue::from_static("a=1");
             let mut description = Message::default();
             description.name(&["GET ", &text]);
-            let mut message = Message::span(Kind::Client, ours.context, ours.state.as_ref(), Some(Parent { context: other.context, is_remote: true }), start, &description);
+            let parent = Some(Parent { span: other, is_remote: true });
+            let mut message = Message::default();
+            message.text("left", "over");
+            message.begin_span(Kind::Client, ours, Some(&state), parent, start, &description);
             message.text("text", &text);
             message.integer("integer", integer);
             message.address("address", "2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap());
-            message.link(&other);
+            message.link(other, None);
             message.failure(&why);
             message.end(end);
             let expected = Span {
