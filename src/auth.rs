@@ -1,13 +1,14 @@
 //! Who is calling us, and what may they do?
 //!
 //! A [`Caller`] says it, and nobody outside this room can make one up that has an identity: only `verifier` gives identities,
-//! for a token of Entra ID that it has checked. `keys` are what it is checked with. With inbound authorization switched off every
+//! for a token of Entra ID that it has checked. `keys` are what it is checked with, and `proven` remembers what was. With inbound authorization switched off every
 //! caller is anonymous, acts with the server's rights, and the network decides who that may be.
 
 mod keys;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod properties;
+mod proven;
 mod step_up;
 #[cfg(test)]
 #[cfg(feature = "demo")]
@@ -23,7 +24,7 @@ pub use crate::settings::Permission;
 use crate::settings::PermissionNames;
 pub use step_up::StepUp;
 pub(crate) use verifier::v2_issuer;
-pub use verifier::{Verifier, VerifierError, inspect};
+pub use verifier::{Recalled, Verifier, VerifierError, inspect};
 
 /// The caller of one request. Placed in the request's extensions by the HTTP layer; private, so that it cannot be forged.
 #[derive(Debug, Clone)]
@@ -67,7 +68,7 @@ impl Caller {
 
     /// Whether the caller may do this: whoever was not asked who they are may do everything.
     pub fn may(&self, permission: Permission) -> bool {
-        self.identity().is_none_or(|identity| identity.permissions.holds(permission))
+        self.identity().is_none_or(|identity| identity.permissions().holds(permission))
     }
 
     /// The same, for somebody who is about to do it: a refusal is remembered, for the answer has to say it.
@@ -88,38 +89,44 @@ impl Caller {
 /// Who a checked token says is calling: in Entra a person or an app is the pair of its tenant and its object id, never a name.
 #[derive(Debug)]
 pub struct Identity {
-    tenant: String,
-    object: String,
-    app: String,
+    said: Arc<Said>,
+    assertion: Option<SecretString>,
+}
+
+/// What a good token says. Its texts are shared, for each call is written down with them.
+#[derive(Debug)]
+struct Said {
+    tenant: Arc<str>,
+    object: Arc<str>,
+    app: Arc<str>,
     delegated: bool,
     permissions: Permissions,
-    assertion: Option<SecretString>,
 }
 
 impl Identity {
     /// `tid`: the tenant that vouches for the rest.
-    pub fn tenant(&self) -> &str {
-        &self.tenant
+    pub fn tenant(&self) -> &Arc<str> {
+        &self.said.tenant
     }
 
     /// `oid`: the user, or the service principal of an app that calls by itself.
-    pub fn object(&self) -> &str {
-        &self.object
+    pub fn object(&self) -> &Arc<str> {
+        &self.said.object
     }
 
     /// `azp` or `appid`: the client that the token was issued to.
-    pub fn app(&self) -> &str {
-        &self.app
+    pub fn app(&self) -> &Arc<str> {
+        &self.said.app
     }
 
     /// Whether an app calls on behalf of a user, and not by itself.
     pub fn is_delegated(&self) -> bool {
-        self.delegated
+        self.said.delegated
     }
 
     /// What the token allows.
     pub fn permissions(&self) -> Permissions {
-        self.permissions
+        self.said.permissions
     }
 
     /// The token itself, to be exchanged; `None` unless the verifier was told to keep it. It goes to Entra and nowhere else.

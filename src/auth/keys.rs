@@ -113,9 +113,18 @@ fn root_cause(error: reqwest::Error) -> String {
 
 /// One key that may sign.
 pub(super) struct Key {
+    pub(super) id: String,
     pub(super) decoding: DecodingKey,
     /// Whether the key says itself that it is for this tenant's issuer, or says nothing about it.
     pub(super) issuer_fits: bool,
+}
+
+#[cfg(test)]
+impl Key {
+    /// One that signs nothing.
+    pub(super) fn any() -> Arc<Self> {
+        Arc::new(Self { id: String::new(), decoding: DecodingKey::from_secret(b""), issuer_fits: true })
+    }
 }
 
 struct KeySet {
@@ -174,6 +183,11 @@ impl TenantKeys {
     /// Whether tokens of this tenant can be checked.
     pub(super) fn has_keys(&self) -> bool {
         self.state.usable().is_some()
+    }
+
+    /// Whether this very key, and not one of the same name, is held and may be used.
+    pub(super) fn hold(&self, key: &Arc<Key>) -> bool {
+        self.state.look(&key.id).is_ok_and(|held| held.is_some_and(|held| Arc::ptr_eq(&held, key)))
     }
 
     /// The key with this id: at once if it is held; after one fetch if nobody has seen it, it is time for one, and
@@ -278,8 +292,8 @@ pub(super) fn parse(document: &[u8], tenant: &str, issuer: &str) -> Result<HashM
     let document: Value = serde_json::from_slice(document).map_err(|_| "the answer is not JSON")?;
     let entries = document.get("keys").and_then(Value::as_array).ok_or("the answer has no list of keys")?;
     let mut keys = HashMap::new();
-    for (kid, key) in entries.iter().filter_map(|entry| usable_key(entry, tenant, issuer)).take(MAX_KEYS) {
-        keys.entry(kid).or_insert_with(|| Arc::new(key));
+    for key in entries.iter().filter_map(|entry| usable_key(entry, tenant, issuer)).take(MAX_KEYS) {
+        keys.entry(key.id.clone()).or_insert_with(|| Arc::new(key));
     }
     if keys.is_empty() {
         return Err(format!("none of the {} entries is a usable RSA key", entries.len()));
@@ -287,7 +301,7 @@ pub(super) fn parse(document: &[u8], tenant: &str, issuer: &str) -> Result<HashM
     Ok(keys)
 }
 
-fn usable_key(entry: &Value, tenant: &str, issuer: &str) -> Option<(String, Key)> {
+fn usable_key(entry: &Value, tenant: &str, issuer: &str) -> Option<Key> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     // Entra's keys have no `alg`.
     let signs_so = entry.get("kty")?.as_str()? == "RSA"
@@ -303,5 +317,5 @@ fn usable_key(entry: &Value, tenant: &str, issuer: &str) -> Option<(String, Key)
         None => true,
         Some(of_the_key) => of_the_key.as_str().is_some_and(|of| of.replace("{tenantid}", tenant) == issuer),
     };
-    Some((kid.to_owned(), Key { decoding, issuer_fits }))
+    Some(Key { id: kid.to_owned(), decoding, issuer_fits })
 }

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::Recalled;
 use super::tests::{inbound, verifier};
 use crate::demo::entra::DemoCaller;
 
@@ -64,7 +65,8 @@ fn no_token_that_entra_did_not_make_is_ever_accepted() {
     runtime.block_on(verifier.verify(&unknown)).unwrap_err();
     proptest!(|(forged in forgeries(good.clone()))| {
         prop_assume!(!good.contains(&forged));
-        let verdict = runtime.block_on(verifier.verify(&forged)).map(|identity| identity.object().to_owned());
+        let verdict = runtime.block_on(verifier.verify(&forged)).map(|identity| identity.object().to_string());
         prop_assert!(verdict.is_err(), "{:?}", forged);
+        prop_assert!(matches!(verifier.recall(&forged), Recalled::Unknown), "{:?}", forged);
     });
 }

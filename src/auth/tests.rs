@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::time::{Instant, advance};
 use url::Url;
@@ -110,6 +111,27 @@ async fn keys_are_fetched_at_start_and_hourly_and_the_last_good_set_is_kept_for_
     }
     advance(61 * MINUTE).await;
     assert_eq!((finds(&keys, "b").await, keys.has_keys()), (Err(Undecided::NoKeys), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_held_until_the_next_fetch_and_for_a_day_at_most() {
+    let source = Scripted::new([Answer::Keys(&["a"]), Answer::Keys(&["a", "b"]), Answer::Keys(&["b"]), Answer::Fails]);
+    let keys = start(&source);
+    settle().await;
+    let a = keys.find("a").await.unwrap().unwrap();
+    assert!(keys.hold(&a));
+    let b = keys.find("b").await.unwrap().unwrap();
+    assert!(!keys.hold(&a), "the next fetch has brought it anew");
+    let a = keys.find("a").await.unwrap().unwrap();
+    assert!(keys.hold(&a) && keys.hold(&b));
+    advance(67 * MINUTE).await;
+    settle().await;
+    let b = keys.find("b").await.unwrap().unwrap();
+    assert!(!keys.hold(&a) && keys.hold(&b));
+    advance(23 * 60 * MINUTE).await;
+    assert!(keys.hold(&b));
+    advance(61 * MINUTE).await;
+    assert!(!keys.hold(&b), "nobody could renew it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,7 +299,7 @@ async fn an_identity_says_who_it_is_and_keeps_its_token_only_for_those_who_excha
         let token = entra.caller_token(DemoCaller::Writer, &json!({}));
         let identity = verifier.verify(&token).await.unwrap();
         let writer = (TENANT_ID, DemoCaller::Writer.object_id(), true);
-        assert_eq!((identity.tenant(), identity.object(), identity.is_delegated()), writer);
+        assert_eq!((&**identity.tenant(), &**identity.object(), identity.is_delegated()), writer);
         assert_eq!(identity.assertion().is_some(), keep);
         assert!(!format!("{identity:?}").contains("eyJ"));
         let caller = Caller::unauthenticated([127, 0, 0, 1].into()).identified(identity);
@@ -291,13 +313,69 @@ async fn an_identity_says_who_it_is_and_keeps_its_token_only_for_those_who_excha
     }
 }
 
+fn recalled(verifier: &Verifier, token: &str) -> &'static str {
+    match verifier.recall(token) {
+        Recalled::Good(_) => "good",
+        Recalled::Stale => "stale",
+        Recalled::Unknown => "unknown",
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_good_is_known_until_its_keys_are_fetched_again_and_checked_then() {
+    for keep in [false, true] {
+        let (entra, verifier) = verifier(&inbound(), keep).await;
+        let [old, other] =
+            [DemoCaller::Writer, DemoCaller::Reader].map(|caller| entra.caller_token(caller, &json!({})));
+        assert_eq!(recalled(&verifier, &old), "unknown");
+        let verified = verifier.verify(&old).await.unwrap();
+        let Recalled::Good(known) = verifier.recall(&old) else { panic!("it is not known") };
+        assert_eq!(format!("{known:?}"), format!("{verified:?}"));
+        assert_eq!(known.assertion().map(ExposeSecret::expose_secret), keep.then_some(old.as_str()));
+        // Nobody is known by another's token, or by a part of their own.
+        assert_eq!(
+            [&other, &old[..old.len() - 1], "", &format!("{old}=")].map(|token| recalled(&verifier, token)),
+            ["unknown"; 4]
+        );
+
+        if keep {
+            entra.rotate_keys().await.unwrap();
+        } else {
+            entra.replace_keys().await.unwrap();
+        }
+        assert_eq!(recalled(&verifier, &old), "good", "nobody knows of the new key yet");
+        verifier.verify(&entra.caller_token(DemoCaller::Writer, &json!({}))).await.unwrap();
+        assert_eq!(recalled(&verifier, &old), "stale");
+        let checked = verifier.verify(&old).await.map(|_| ());
+        if keep {
+            assert_eq!((checked, recalled(&verifier, &old)), (Ok(()), "good"), "its key is published still");
+        } else {
+            assert_eq!((checked, recalled(&verifier, &old)), (Err(Refusal::UnknownKey), "unknown"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_known_token_ends_when_it_ends() {
+    let (entra, verifier) = verifier(&inbound(), false).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    // With the leeway it is good for two seconds more, or three.
+    let token = entra.caller_token(DemoCaller::Reader, &json!({ "exp": now - 58 }));
+    verifier.verify(&token).await.unwrap();
+    assert_eq!(recalled(&verifier, &token), "good");
+    tokio::time::sleep(Duration::from_millis(3_200)).await;
+    assert_eq!(recalled(&verifier, &token), "stale");
+    assert_eq!(verifier.verify(&token).await.unwrap_err(), Refusal::Expired);
+    assert_eq!(recalled(&verifier, &token), "unknown");
+}
+
 #[tokio::test]
 async fn each_tenant_has_issuers_of_its_own() {
     let other = "00000000-1111-4222-8333-444444444444";
     let (entra, verifier) =
         verifier(&EntraInbound { tenants: vec![other.to_owned(), TENANT_ID.to_owned()], ..inbound() }, false).await;
     let good = entra.caller_token(DemoCaller::Reader, &json!({}));
-    assert_eq!(verifier.verify(&good).await.unwrap().tenant(), TENANT_ID);
+    assert_eq!(&**verifier.verify(&good).await.unwrap().tenant(), TENANT_ID);
     // The stand-in does not know the other tenant and publishes no keys for it.
     let issuer = entra.issuer(TokenVersion::V2).replace(TENANT_ID, other);
     let token = entra.caller_token(DemoCaller::Reader, &json!({ "iss": issuer, "tid": other }));

@@ -1,8 +1,9 @@
 //! Is this token good, and who does it speak of? The checks of an access token of Entra ID, all of them or none.
 //!
 //! `jsonwebtoken` does signature, times, issuer and audience; what makes the token Entra's, and an access token, is checked here.
-//! Nothing is cached: a token is checked at each request, so that its end is its end.
+//! A token that was good is known when it comes again (`proven`): its times and its key are asked each time, so that its end is its end.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -13,7 +14,8 @@ use url::Url;
 use uuid::Uuid;
 
 use super::keys::{KeyEndpoint, KeySource, TenantKeys, Undecided};
-use super::{Identity, Permissions, Refusal};
+use super::proven::{Proof, ProvenTokens};
+use super::{Identity, Permissions, Refusal, Said, Verdict};
 use crate::settings::{EntraInbound, PermissionNames};
 
 /// How far the clocks of Entra and of this machine may be apart, in seconds.
@@ -37,6 +39,18 @@ pub struct Verifier {
     scopes: PermissionNames,
     roles: PermissionNames,
     keep_assertion: bool,
+    proven: ProvenTokens,
+}
+
+/// What is known of a token before it is checked.
+#[derive(Debug)]
+pub enum Recalled {
+    /// It was good, and still is.
+    Good(Identity),
+    /// It was good, and has to be checked again.
+    Stale,
+    /// Nothing.
+    Unknown,
 }
 
 struct Tenant {
@@ -75,6 +89,8 @@ struct Claims {
     oid: String,
     sub: String,
     ver: String,
+    exp: f64,
+    nbf: f64,
     azp: Option<String>,
     appid: Option<String>,
     scp: Option<String>,
@@ -122,6 +138,7 @@ impl Verifier {
             scopes: settings.scopes.clone(),
             roles: settings.roles.clone(),
             keep_assertion,
+            proven: ProvenTokens::new(),
         }
     }
 
@@ -130,12 +147,39 @@ impl Verifier {
         self.tenants.iter().any(|tenant| tenant.keys.has_keys())
     }
 
-    /// Who the token speaks of. Waits at most for one fetch of keys, and only where its key is unknown.
+    /// Who the token speaks of, if it was good before and nothing has changed.
+    pub fn recall(&self, token: &str) -> Recalled {
+        let Some(proof) = self.proven.get(token) else { return Recalled::Unknown };
+        let holds = self.tenants.get(proof.tenant).is_some_and(|tenant| tenant.keys.hold(&proof.key));
+        if holds && proof.is_timely() { Recalled::Good(self.identity(&proof.said, token)) } else { Recalled::Stale }
+    }
+
+    /// Who the token speaks of, by all the checks. Waits at most for one fetch of keys, and only where its key is unknown.
     ///
     /// # Errors
     ///
     /// The first check that it fails.
     pub async fn verify(&self, token: &str) -> Result<Identity, Refusal> {
+        match self.prove(token).await {
+            Ok(proof) => {
+                let identity = self.identity(&proof.said, token);
+                self.proven.insert(token, proof);
+                Ok(identity)
+            }
+            Err(refusal) => {
+                if refusal.verdict() != Verdict::Unavailable {
+                    self.proven.remove(token);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn identity(&self, said: &Arc<Said>, token: &str) -> Identity {
+        Identity { said: Arc::clone(said), assertion: self.keep_assertion.then(|| SecretString::from(token)) }
+    }
+
+    async fn prove(&self, token: &str) -> Result<Proof, Refusal> {
         let header = decode_header(token).map_err(|_| Refusal::MalformedToken)?;
         if header.alg != Algorithm::RS256 {
             return Err(Refusal::Algorithm);
@@ -146,7 +190,7 @@ impl Verifier {
         }
         let kid = header.kid.filter(|kid| !kid.is_empty()).ok_or(Refusal::NoKeyId)?;
         let Unverified { iss } = dangerous::insecure_decode_claims(token).map_err(|_| Refusal::MalformedToken)?;
-        let (tenant, issuer) = self.issuer(&iss).ok_or(Refusal::Issuer)?;
+        let (place, tenant, issuer) = self.issuer(&iss).ok_or(Refusal::Issuer)?;
         let key = match tenant.keys.find(&kid).await {
             Ok(key) => key.ok_or(Refusal::UnknownKey)?,
             Err(Undecided::NoKeys) => return Err(Refusal::KeysUnavailable),
@@ -156,16 +200,21 @@ impl Verifier {
             return Err(Refusal::KeyIssuer);
         }
         let claims: Claims = decode(token, &key.decoding, &issuer.validation).map_err(|error| refusal(&error))?.claims;
-        self.identity(tenant, issuer.version, claims, token)
+        let good = claims.good();
+        let said = Arc::new(self.said(tenant, issuer.version, claims)?);
+        Ok(Proof { said, tenant: place, key, good })
     }
 
-    fn issuer(&self, name: &str) -> Option<(&Tenant, &Issuer)> {
-        let all = self.tenants.iter().flat_map(|tenant| tenant.issuers.iter().map(move |issuer| (tenant, issuer)));
-        all.into_iter().find(|(_, issuer)| issuer.name == name)
+    /// Who writes so, with the tenant's place.
+    fn issuer(&self, name: &str) -> Option<(usize, &Tenant, &Issuer)> {
+        self.tenants.iter().enumerate().find_map(|(place, tenant)| {
+            let issuer = tenant.issuers.iter().find(|issuer| issuer.name == name)?;
+            Some((place, tenant, issuer))
+        })
     }
 
     /// What `jsonwebtoken` knows nothing of. The signature is good here.
-    fn identity(&self, tenant: &Tenant, version: Version, claims: Claims, token: &str) -> Result<Identity, Refusal> {
+    fn said(&self, tenant: &Tenant, version: Version, claims: Claims) -> Result<Said, Refusal> {
         if claims.tid != tenant.id {
             return Err(Refusal::Tenant);
         }
@@ -197,14 +246,15 @@ impl Verifier {
         if permissions.is_empty() {
             return Err(Refusal::NoPermission);
         }
-        Ok(Identity {
-            tenant: tenant.id.clone(),
-            object,
-            app,
-            delegated: claims.scp.is_some(),
-            permissions,
-            assertion: self.keep_assertion.then(|| SecretString::from(token)),
-        })
+        let [tenant, object, app] = [tenant.id.as_str(), &object, &app].map(Arc::from);
+        Ok(Said { tenant, object, app, delegated: claims.scp.is_some(), permissions })
+    }
+}
+
+impl Claims {
+    /// When the token is good, in whole seconds since 1970, with the leeway.
+    fn good(&self) -> RangeInclusive<u64> {
+        (self.nbf.ceil() as u64).saturating_sub(LEEWAY)..=(self.exp.floor() as u64).saturating_add(LEEWAY)
     }
 }
 

@@ -166,9 +166,9 @@ fn known(protocol: &ProtocolVersion) -> Option<&'static str> {
 /// A caller as the audit names it.
 pub(super) fn subject(caller: &Caller) -> Option<Subject> {
     caller.identity().map(|identity| Subject {
-        tenant: identity.tenant().into(),
-        object: identity.object().into(),
-        app: identity.app().into(),
+        tenant: Arc::clone(identity.tenant()),
+        object: Arc::clone(identity.object()),
+        app: Arc::clone(identity.app()),
     })
 }
 

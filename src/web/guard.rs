@@ -20,7 +20,7 @@ use url::Url;
 
 use super::problem;
 use super::refusals::RefusalLimit;
-use crate::auth::{Caller, Identity, Permission, Refusal, Verdict, Verifier, v2_issuer};
+use crate::auth::{Caller, Identity, Permission, Recalled, Refusal, Verdict, Verifier, v2_issuer};
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::{EntraInbound, RateLimitSettings};
 use crate::telemetry::audit::{Audit, Event};
@@ -175,10 +175,16 @@ impl Guard {
 
     /// What the token is worth, unless too many from its address were worth nothing.
     async fn check(&self, token: &str, address: IpAddr) -> Result<Result<Identity, Refusal>, Duration> {
-        let Some(limit) = &self.refusal_limit else { return Ok(self.verifier.verify(token).await) };
-        limit.admit(address, token)?;
+        match (self.verifier.recall(token), &self.refusal_limit) {
+            (Recalled::Good(identity), _) => return Ok(Ok(identity)),
+            // Whatever others send from there, it is checked.
+            (Recalled::Stale, _) | (Recalled::Unknown, None) => {}
+            (Recalled::Unknown, Some(limit)) => limit.admit(address)?,
+        }
         let checked = self.verifier.verify(token).await;
-        limit.checked(address, token, &checked);
+        if let Some(limit) = &self.refusal_limit {
+            limit.checked(address, &checked);
+        }
         Ok(checked)
     }
 
@@ -193,7 +199,7 @@ impl Guard {
         }
         let (reason, address) = (refusal.as_str(), caller.address());
         let (tenant, object, app) = match caller.identity() {
-            Some(identity) => (Some(identity.tenant()), Some(identity.object()), Some(identity.app())),
+            Some(identity) => (Some(&**identity.tenant()), Some(&**identity.object()), Some(&**identity.app())),
             None => (None, None, None),
         };
         let tool = match refusal {

@@ -53,9 +53,9 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["clap"], &["src/main.rs", "src/app/demo.rs", "src/web/healthcheck.rs"]),
     (&["jsonwebtoken"], &["src/auth", "src/demo"]),
     (&["rcgen", "tokio_rustls"], &["src/demo"]),
-    (&["sha2"], &["src/demo", "src/identity/on_behalf_of.rs"]),
+    (&["sha2"], &["src/auth/proven.rs", "src/demo", "src/identity/on_behalf_of.rs"]),
     (&["base64"], &["src/demo", "src/web/guard.rs"]),
-    (&["quick_cache"], &["src/identity/on_behalf_of.rs", "src/web/rate.rs", "src/web/refusals.rs"]),
+    (&["quick_cache"], &["src/auth/proven.rs", "src/identity/on_behalf_of.rs", "src/web/rate.rs"]),
     (&["ipnet"], &["src/settings", "src/web"]),
     (&["std::env", "env"], &["src/settings"]),
 ];
