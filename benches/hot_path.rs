@@ -109,16 +109,6 @@ fn write_response(bencher: Bencher<'_, '_>, count: usize) {
     bencher.counter(size).bench_local(|| benching::write_response(black_box(&result)));
 }
 
-/// Formatted, and handed to the writer's thread, which drops what it cannot take.
-#[divan::bench]
-fn log_call(bencher: Bencher<'_, '_>) {
-    let (dispatch, _guard) = benching::logs();
-    tracing::dispatcher::with_default(&dispatch, || {
-        let trace = RequestTrace::new(&HeaderMap::new());
-        bencher.bench_local(|| benching::log_call(&trace));
-    });
-}
-
 /// A request's trace id, and the span that log lines take it from.
 #[divan::bench]
 fn follow_request(bencher: Bencher<'_, '_>) {
@@ -126,17 +116,20 @@ fn follow_request(bencher: Bencher<'_, '_>) {
     tracing::dispatcher::with_default(&dispatch, || bencher.bench_local(benching::follow_request));
 }
 
-/// With the hash of arguments, and handed to one writer's thread, or to both.
+/// How a call ends in the log and in the audit, with the hash of its arguments: handed to one writer's thread, or to both, which drop
+/// what they cannot take.
 #[divan::bench(args = [false, true])]
-fn audit_call(bencher: Bencher<'_, '_>, to_file: bool) {
+fn end_call(bencher: Bencher<'_, '_>, to_file: bool) {
     let folder = tempfile::tempdir().expect("a folder");
-    let (_dispatch, _guard) = benching::logs();
-    let audit = benching::audit(to_file.then(|| folder.path().join("audit")));
-    let (trace, schema) = (RequestTrace::new(&HeaderMap::new()), Box::leak(Box::new(Digest::of(b"schema").hex())));
-    bencher.bench_local(|| benching::audit_call(&audit, &trace, schema));
+    let (dispatch, _guard) = benching::logs();
+    tracing::dispatcher::with_default(&dispatch, || {
+        let audit = benching::audit(to_file.then(|| folder.path().join("audit")));
+        let (trace, schema) = (RequestTrace::new(&HeaderMap::new()), Box::leak(Box::new(Digest::of(b"schema").hex())));
+        bencher.bench_local(|| benching::end_call(&audit, &trace, schema));
+    });
 }
 
-/// Written, and queued for a collector that is not there.
+/// Begun, ended, and queued for a collector that is not there.
 #[divan::bench]
 fn trace_call(bencher: Bencher<'_, '_>) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -16,7 +16,6 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::HeaderMap;
 use serde_json::{Map, Value};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, Level};
 use url::Url;
@@ -26,7 +25,7 @@ use crate::backend::{self, BackendClient, Route, User};
 use crate::identity::{TokenSource, benching::token_source};
 use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
 use crate::telemetry::audit::{self, Audit, HexDigest};
-use crate::telemetry::logs::{self, CallLine, LogGuard};
+use crate::telemetry::logs::{self, LogGuard, Told};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::{Description, Operation, RequestId, Spans};
 use crate::telemetry::trace::RequestTrace;
@@ -136,20 +135,21 @@ pub fn audit(file: Option<PathBuf>) -> Audit {
     Audit::start(&AuditSettings { file, required: false }).expect("a file")
 }
 
-/// The audit event that ends a call.
-pub fn audit_call(audit: &Audit, trace: &RequestTrace, schema: &'static HexDigest) {
+/// The audit event and the line that end a call.
+pub fn end_call(audit: &Audit, trace: &RequestTrace, schema: &'static HexDigest) {
+    let _inside = trace.span().enter();
     let (trace_id, address) = (trace.context().trace_id(), IpAddr::from([127, 0, 0, 1]));
-    let arguments = audit::digest_of_json(&"u000000042");
-    audit.record(audit::Event {
+    let event = audit::Event {
         name: audit::Name::ToolCall,
         tool: Some(("get_user_profile", schema)),
-        arguments: Some(arguments),
+        arguments: Some(audit::digest_of_json(&"u000000042")),
         decision: audit::Decision::Allowed,
         backend_status: Some(200),
         attempts: 1,
         took: Duration::from_micros(123),
         ..audit::Event::refused_caller(trace_id, Some(address), "ok")
-    });
+    };
+    audit.record_call(audit::Slot::default(), event, Told { level: Level::INFO, verb: "succeeded", cause: None });
 }
 
 /// Spans that go to a collector at this address. Needs a runtime.
@@ -181,23 +181,4 @@ pub fn trace_call(spans: &Spans, trace: &RequestTrace, described: &(Description,
     if let Some(span) = span {
         span.end_tool_call(None, started.elapsed());
     }
-}
-
-/// The line that ends a call.
-pub fn log_call(trace: &RequestTrace) {
-    let _inside = trace.span().enter();
-    let line = CallLine {
-        level: Level::INFO,
-        at: OffsetDateTime::now_utc(),
-        trace_id: trace.context().trace_id(),
-        tool: "get_user_profile",
-        outcome: "ok",
-        verb: "succeeded",
-        took: Duration::from_micros(123),
-        attempts: 1,
-        backend_status: Some(200),
-        client_address: Some([127, 0, 0, 1].into()),
-        cause: None,
-    };
-    line.log();
 }

@@ -26,7 +26,7 @@ use super::lines::Reserved;
 use super::logs::line::{
     Escaped, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text, write_time,
 };
-use super::logs::{Line, hand_past_events};
+use super::logs::{CallLine, Line, Told, hand_past_events};
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
 
@@ -157,9 +157,9 @@ pub struct Audit {
     required: bool,
 }
 
-/// The promise that an event will find room.
-#[derive(Debug)]
-pub struct Slot(Option<Reserved<Record, End>>);
+/// The promise that an event will find room, where one was asked for.
+#[derive(Debug, Default)]
+pub struct Slot(Option<Reserved<Arc<Record>, End>>);
 
 /// Events cannot be written, and nothing may happen without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,20 +188,28 @@ impl Audit {
         }
     }
 
-    /// Writes an event that found its slot beforehand.
-    pub fn record_in(&self, slot: Slot, event: Event) {
-        let record = Record { id: event_id(event.at), event };
-        let Some(file) = &self.file else { return record.log() };
-        record.clone().log();
-        match slot.0 {
-            Some(slot) => slot.add(record),
-            None => file.send(record),
+    /// Writes the event of a tool call, and the line of the log that ends it. Called inside of the request's span.
+    pub fn record_call(&self, slot: Slot, event: Event, told: Told) {
+        CallLine { record: self.keep(slot, event), told }.log();
+    }
+
+    /// Writes any other event. Called inside of the request's span, from which its line in the log takes the trace id.
+    pub fn record(&self, event: Event) {
+        let record = self.keep(Slot::default(), event);
+        if let Some(Line::Audit(record)) = hand_past_events(Line::Audit(record)) {
+            record.tell();
         }
     }
 
-    /// Writes an event. Called inside of the request's span, from which its line in the log takes the trace id.
-    pub fn record(&self, event: Event) {
-        self.record_in(Slot(None), event);
+    /// Hands an event to the file, if there is one. The record is shared with the log: each thread lays it out for itself.
+    fn keep(&self, slot: Slot, event: Event) -> Arc<Record> {
+        let record = Record::of(event);
+        match (slot.0, &self.file) {
+            (Some(slot), _) => slot.add(Arc::clone(&record)),
+            (None, Some(file)) => file.send(Arc::clone(&record)),
+            (None, None) => {}
+        }
+        record
     }
 
     /// Events that did not get into the file, since the start.
@@ -231,17 +239,15 @@ fn event_id(at: OffsetDateTime) -> uuid::Uuid {
 }
 
 /// An event as it is recorded: the same in the log and in the file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Record {
     id: uuid::Uuid,
-    event: Event,
+    pub(super) event: Event,
 }
 
 impl Record {
-    fn log(self) {
-        if let Some(Line::Audit(record)) = hand_past_events(Line::Audit(self)) {
-            record.tell();
-        }
+    pub(super) fn of(event: Event) -> Arc<Self> {
+        Arc::new(Self { id: event_id(event.at), event })
     }
 
     /// As a line of the log.
@@ -259,7 +265,7 @@ impl Record {
     }
 
     /// The same as an event, for logs that are not JSON.
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         let mut fields = String::new();
         self.write_fields(&mut fields);
         let fields = fields.strip_prefix(',').unwrap_or_default();
@@ -367,7 +373,7 @@ mod tests {
             ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
         let mut text = String::new();
-        Record { id: event_id(event.at), event }.write_to_file(&mut text);
+        Record::of(event).write_to_file(&mut text);
         let value: Value = serde_json::from_str(&text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));

@@ -29,9 +29,10 @@ use crate::settings::LogSettings;
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
+pub(super) use call::CallLine;
 pub(super) use writer::Line;
 
-pub use call::CallLine;
+pub use call::Told;
 pub use line::Rfc3339;
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.

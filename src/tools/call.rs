@@ -17,7 +17,7 @@ use crate::auth::{Caller, StepUp};
 use crate::backend::{Call, Principal};
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
-use crate::telemetry::logs::CallLine;
+use crate::telemetry::logs::Told;
 use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
 use crate::telemetry::spans::{self, Description, Span};
 use crate::telemetry::trace::{RequestTrace, Trace};
@@ -95,7 +95,7 @@ impl ToolServer {
     /// Runs one call to its end and writes down how it ended, whatever the end is.
     async fn execute(self, entry: &'static Entry, mut ending: Ending, arguments: JsonObject) -> Ended {
         let Ok(slot) = self.shared.audit.admit() else { return Err(ending.refuse(unaudited())) };
-        ending.slot = Some(slot);
+        ending.slot = slot;
         let Some(room) = self.shared.room.get(entry.index) else { return Err(ending.fail(Problem::internal())) };
         let Ok(_room) = room.try_acquire() else {
             self.shared.metrics.shed(Shed::Tool);
@@ -149,7 +149,7 @@ impl ToolServer {
             span,
             arguments: audit::digest_of_json(arguments),
             decision: Decision::Allowed,
-            slot: None,
+            slot: Slot::default(),
             backend_declared: false,
             origin,
             started,
@@ -196,7 +196,7 @@ struct Ending {
     arguments: Digest,
     decision: Decision,
     /// Room for the audit event, where the call depends on it.
-    slot: Option<Slot>,
+    slot: Slot,
     /// Where the call is traced, if it is.
     span: Option<Span>,
     started: Instant,
@@ -267,10 +267,6 @@ impl Ending {
             idempotency_key: self.call.idempotency_key().map(Box::from),
             took,
         };
-        match self.slot.take() {
-            Some(slot) => self.shared.audit.record_in(slot, event),
-            None => self.shared.audit.record(event),
-        }
         let (level, verb) = match outcome {
             Outcome::Ok => (Level::INFO, "succeeded"),
             Outcome::Cancelled => (Level::INFO, "was given up because its client left"),
@@ -280,20 +276,8 @@ impl Ending {
             Outcome::Failed(ErrorCode::TimeoutError) => (Level::WARN, "failed with TIMEOUT_ERROR"),
             Outcome::Failed(ErrorCode::InternalError) => (Level::ERROR, "failed with INTERNAL_ERROR"),
         };
-        let line = CallLine {
-            level,
-            at,
-            trace_id,
-            tool,
-            outcome: outcome_word,
-            verb,
-            took,
-            attempts,
-            backend_status,
-            client_address,
-            cause: cause.map(Box::from),
-        };
-        line.log();
+        let told = Told { level, verb, cause: cause.map(Box::from) };
+        self.shared.audit.record_call(std::mem::take(&mut self.slot), event, told);
     }
 }
 
@@ -349,7 +333,7 @@ pub(super) mod tests {
             call: Arc::new(server.shared.backend.begin_call(origin.trace.trace().clone())),
             arguments: Digest::of(b"{}"),
             decision: Decision::Allowed,
-            slot: None,
+            slot: Slot::default(),
             span: None,
             origin,
             started: Instant::now(),

@@ -66,7 +66,7 @@ pub(super) type End = oneshot::Sender<u64>;
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct FileSink {
-    events: Arc<Lines<Record, End>>,
+    events: Arc<Lines<Arc<Record>, End>>,
     state: Arc<State>,
     thread: Thread,
     path: PathBuf,
@@ -112,12 +112,12 @@ impl FileSink {
     }
 
     /// Room for one event, unless the disk fails or is too slow.
-    pub(super) fn reserve(&self) -> Option<Reserved<Record, End>> {
+    pub(super) fn reserve(&self) -> Option<Reserved<Arc<Record>, End>> {
         if self.is_healthy() { self.events.reserve() } else { None }
     }
 
     /// Hands over an event, or counts it as lost.
-    pub(super) fn send(&self, event: Record) {
+    pub(super) fn send(&self, event: Arc<Record>) {
         if !self.events.add(event) {
             self.state.lost.fetch_add(1, Relaxed);
         }
@@ -281,7 +281,7 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    fn run(mut self, arriving: &Lines<Record, End>) {
+    fn run(mut self, arriving: &Lines<Arc<Record>, End>) {
         self.write_until_done();
         let mut events = Vec::new();
         loop {
@@ -394,12 +394,12 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::telemetry::audit::{Broken, Event, event_id, verify};
+    use crate::telemetry::audit::{Broken, Event, verify};
     use crate::telemetry::trace::TraceContext;
 
-    fn event() -> Record {
+    fn event() -> Arc<Record> {
         let event = Event::refused_caller(TraceContext::begin().trace_id(), None, "no_token");
-        Record { id: event_id(event.at), event }
+        Record::of(event)
     }
 
     /// Opens the file, writes so many events, and closes it.

@@ -1,45 +1,34 @@
 //! The line that ends a call, with which every call ends.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use time::OffsetDateTime;
 use tracing::{Level, enabled, event};
 
 use super::line::{
     Milliseconds, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text,
 };
 use super::{Line, hand_past_events};
-use crate::telemetry::trace::TraceId;
+use crate::telemetry::audit;
 
 /// Whose line it is.
 const LOGGER: &str = "mcp_server::tools::call";
 
-/// How a call ended, in plain values.
-#[derive(Debug, Clone)]
-pub struct CallLine {
+/// What the line that ends a call says beside the call's record in the audit.
+#[derive(Debug)]
+pub struct Told {
     /// ERROR and WARN, or else INFO.
     pub level: Level,
-    /// When it ended.
-    pub at: OffsetDateTime,
-    /// The trace of the request.
-    pub trace_id: TraceId,
-    /// Which tool was called.
-    pub tool: &'static str,
-    /// What came of it: `ok`, `cancelled`, or the code of an error.
-    pub outcome: &'static str,
-    /// The same for people, as what the tool did.
+    /// What came of the call for people, as what the tool did.
     pub verb: &'static str,
-    /// How long it took.
-    pub took: Duration,
-    /// How often the backend was asked.
-    pub attempts: u32,
-    /// The status of the backend's last answer.
-    pub backend_status: Option<u16>,
-    /// The other end of the connection.
-    pub client_address: Option<IpAddr>,
     /// Why it failed, for whoever operates the server.
     pub cause: Option<Box<str>>,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(in crate::telemetry) struct CallLine {
+    pub(in crate::telemetry) record: Arc<audit::Record>,
+    pub(in crate::telemetry) told: Told,
 }
 
 /// Does something with a level that has to be known when this is compiled.
@@ -54,47 +43,56 @@ macro_rules! with_level {
 }
 
 impl CallLine {
-    /// Writes it, if its level is heard. Called inside of the request's span.
-    pub fn log(self) {
+    /// Writes it, if its level is heard, after the audit event of the call, which always is. Called inside of the request's span.
+    pub(in crate::telemetry) fn log(self) {
         macro_rules! is_heard {
             ($level:expr) => {
                 enabled!(target: LOGGER, $level)
             };
         }
-        if with_level!(self.level, is_heard)
-            && let Some(Line::Call(line)) = hand_past_events(Line::Call(self))
-        {
-            line.tell();
+        let is_heard = with_level!(self.told.level, is_heard);
+        match hand_past_events(if is_heard { Line::Call(self) } else { Line::Audit(self.record) }) {
+            Some(Line::Call(line)) => {
+                line.record.tell();
+                line.tell();
+            }
+            Some(Line::Audit(record)) => record.tell(),
+            Some(Line::Written(_)) | None => {}
         }
     }
 
+    fn tool(&self) -> &'static str {
+        self.record.event.tool.map_or("", |(name, _)| name)
+    }
+
     pub(super) fn write(&self, line: &mut String) {
-        let ours =
-            OurLine { at: self.at, level: self.level, logger: LOGGER, place: our_place!(), trace_id: self.trace_id };
+        let (event, told) = (&self.record.event, &self.told);
+        let (at, level, trace_id) = (event.at, told.level, event.trace_id);
+        let ours = OurLine { at, level, logger: LOGGER, place: our_place!(), trace_id };
         ours.begin(line);
-        for part in ["tool `", self.tool, "` ", self.verb, " after "] {
+        for part in ["tool `", self.tool(), "` ", told.verb, " after "] {
             line.push_str(part);
         }
-        write_milliseconds(line, self.took);
+        write_milliseconds(line, event.took);
         line.push_str(" ms");
         ours.go_on(line);
-        write_text(line, "gen_ai.tool.name", self.tool);
-        write_text(line, "outcome", self.outcome);
+        write_text(line, "gen_ai.tool.name", self.tool());
+        write_text(line, "outcome", event.outcome);
         write_name(line, "duration_ms");
-        write_milliseconds(line, self.took);
+        write_milliseconds(line, event.took);
         write_name(line, "backend.attempts");
-        write_number(line, self.attempts.into());
-        if let Some(status) = self.backend_status {
+        write_number(line, event.attempts.into());
+        if let Some(status) = event.backend_status {
             write_name(line, "backend.status_code");
             write_number(line, status.into());
         }
-        if let Some(address) = self.client_address {
+        if let Some(address) = event.client_address {
             write_name(line, "client.address");
             line.push('"');
             write_address(line, address);
             line.push('"');
         }
-        if let Some(cause) = &self.cause {
+        if let Some(cause) = &told.cause {
             write_text(line, "cause", cause);
         }
         line.push_str("}\n");
@@ -102,30 +100,32 @@ impl CallLine {
 
     /// The same as an event, for logs that are not JSON.
     fn tell(&self) {
-        let (name, verb, took_ms) = (self.tool, self.verb, Milliseconds(self.took));
-        let address = self.client_address.map(|address| address.to_string());
+        let (event, name, verb) = (&self.record.event, self.tool(), self.told.verb);
+        let (took_ms, address) = (Milliseconds(event.took), event.client_address.map(|address| address.to_string()));
         macro_rules! tell {
             ($level:expr) => {
                 event!(
                     target: LOGGER,
                     $level,
                     gen_ai.tool.name = name,
-                    outcome = self.outcome,
-                    duration_ms = self.took.as_micros() as f64 / 1_000.0,
-                    backend.attempts = self.attempts,
-                    backend.status_code = self.backend_status,
+                    outcome = event.outcome,
+                    duration_ms = event.took.as_micros() as f64 / 1_000.0,
+                    backend.attempts = event.attempts,
+                    backend.status_code = event.backend_status,
                     client.address = address.as_deref(),
-                    cause = self.cause.as_deref(),
+                    cause = self.told.cause.as_deref(),
                     "tool `{name}` {verb} after {took_ms} ms"
                 )
             };
         }
-        with_level!(self.level, tell);
+        with_level!(self.told.level, tell);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::Value;
 
     use super::super::tests::log_of;
@@ -135,29 +135,29 @@ mod tests {
     #[test]
     fn the_line_says_what_its_event_would_and_is_heard_where_that_is() {
         let hostile = "a\"\\\n\u{1b}[31m{},\u{2028}";
+        let schema: &audit::HexDigest = Box::leak(Box::new(audit::Digest::of(b"schema").hex()));
         for (level, cause) in [(Level::INFO, None), (Level::WARN, Some(hostile)), (Level::ERROR, Some("x"))] {
             for filter in ["off", "error", "warn", "info", "mcp_server::tools=error,info"] {
                 let lines_of = |written: bool| {
                     let log = log_of(filter, || {
                         let trace = RequestTrace::new(&http::HeaderMap::new());
                         let _inside = trace.span().enter();
-                        let line = CallLine {
-                            level,
-                            at: OffsetDateTime::now_utc(),
-                            trace_id: trace.context().trace_id(),
-                            tool: "list_users",
-                            outcome: "ok",
-                            verb: "succeeded",
+                        let (trace_id, address) = (trace.context().trace_id(), cause.map(|_| [10, 0, 0, 7].into()));
+                        let event = audit::Event {
+                            tool: Some(("list_users", schema)),
                             took: Duration::from_micros(1_500),
                             attempts: 2,
                             backend_status: cause.map(|_| 503),
-                            client_address: cause.map(|_| [10, 0, 0, 7].into()),
-                            cause: cause.map(Box::from),
+                            ..audit::Event::refused_caller(trace_id, address, "ok")
                         };
+                        let told = Told { level, verb: "succeeded", cause: cause.map(Box::from) };
+                        let line = CallLine { record: audit::Record::of(event), told };
                         if written { line.log() } else { line.tell() }
                     });
-                    let lines = log.lines().map(|line| {
-                        let mut line: Value = serde_json::from_str(line).unwrap();
+                    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+                    let (audit, lines): (Vec<_>, Vec<_>) = lines.partition(|line| line["logger"] == "audit");
+                    assert_eq!(audit.len(), usize::from(written), "whatever is heard");
+                    let lines = lines.into_iter().map(|mut line| {
                         assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
                         for field in ["timestamp", "trace_id", "line"] {
                             line[field].take();

@@ -32,19 +32,27 @@ type End = SyncSender<()>;
 pub(in crate::telemetry) enum Line {
     /// As it will stand in the log, with its line break.
     Written(String),
-    /// How a call ended.
-    Call(CallLine),
     /// What stands in the audit.
-    Audit(audit::Record),
+    Audit(Arc<audit::Record>),
+    /// The same of a call, and then how the call ended: two lines.
+    Call(CallLine),
 }
 
 impl Line {
     fn write(&self, text: &mut String) {
         match self {
             Self::Written(line) => text.push_str(line),
-            Self::Call(line) => line.write(text),
             Self::Audit(record) => record.write_to_log(text),
+            Self::Call(line) => {
+                line.record.write_to_log(text);
+                line.write(text);
+            }
         }
+    }
+
+    /// How many lines of the log it will be.
+    fn count(&self) -> u64 {
+        if matches!(self, Self::Call(_)) { 2 } else { 1 }
     }
 }
 
@@ -82,8 +90,9 @@ impl LineWriter {
 
     /// Hands over a line, or counts it as dropped.
     pub(super) fn hand_over(&self, line: Line) {
+        let lines = line.count();
         if !self.lines.add(line) {
-            self.dropped.fetch_add(1, Relaxed);
+            self.dropped.fetch_add(lines, Relaxed);
         }
     }
 }
