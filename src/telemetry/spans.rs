@@ -104,7 +104,7 @@ impl Spans {
         let sampled = samples(self.0.sampling, parent.map(|parent| parent.context), context);
         let recording = sampled.then(|| Recording { spans: self.clone(), clock: Clock::set(operation.started) });
         let ours = Trace { context: context.child().sampled_as(sampled), state, recording };
-        let parent = parent.map(|parent| Parent { span: parent.context, is_remote: true });
+        let parent = parent.map(|parent| Parent { span_id: parent.context.span_id_bytes(), is_remote: true });
         let link = request.link().map(|link| Box::new((link.context, link.state.clone())));
         let span = ours.recording.as_ref().map(|recording| {
             let about = About::Operation {
@@ -214,7 +214,7 @@ impl Recording {
         started: Instant,
     ) -> Span {
         let start = self.clock.tell(started);
-        let (state, description) = (trace.state.clone(), description.clone());
+        let (state, description) = (trace.state.clone().map(Box::new), description.clone());
         let record =
             Record { context, state, parent, start, end: start, description, about, status: None, failure: None };
         Span { spans: self.spans.clone(), record: Some(Box::new(record)), started }
@@ -244,11 +244,11 @@ pub enum RequestId {
     Text(Arc<str>),
 }
 
-/// What a span will say.
+/// What a span will say. Small, for each call leaves two of them in the processor's cache: what few spans have is elsewhere.
 #[derive(Debug)]
 struct Record {
     context: TraceContext,
-    state: Option<HeaderValue>,
+    state: Option<Box<HeaderValue>>,
     parent: Option<Parent>,
     /// Nanoseconds since 1970.
     start: u64,
@@ -257,7 +257,7 @@ struct Record {
     about: About,
     /// Of the backend's answer.
     status: Option<u16>,
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
 }
 
 /// A span's record on its way to the collector: no more than a pointer is moved.
@@ -303,7 +303,7 @@ impl Record {
             About::Operation { .. } => Kind::Server,
             About::Attempt { .. } => Kind::Client,
         };
-        span.begin_span(kind, self.context, self.state.as_ref(), self.parent, self.start, &self.description.0);
+        span.begin_span(kind, self.context, self.state.as_deref(), self.parent, self.start, &self.description.0);
         match &self.about {
             About::Operation { protocol, request_id, client_address, link } => {
                 if let Some(link) = link {
@@ -329,7 +329,7 @@ impl Record {
         if let Some(status) = self.status {
             span.integer(names::HTTP_STATUS, status.into());
         }
-        if let Some(Failure { error, why }) = &self.failure {
+        if let Some(Failure { error, why }) = self.failure.as_deref() {
             match error {
                 ErrorType::Word(word) => span.text(names::ERROR, word),
                 ErrorType::HttpStatus(status) => span.text(names::ERROR, &status.to_string()),
@@ -355,7 +355,7 @@ impl Trace {
         resends: u32,
         started: Instant,
     ) -> Option<Span> {
-        let above = Parent { span: self.context, is_remote: false };
+        let above = Parent { span_id: self.context.span_id_bytes(), is_remote: false };
         let about = About::Attempt { resends };
         Some(self.recording.as_ref()?.begin(self, context, Some(above), description, about, started))
     }
@@ -406,7 +406,7 @@ impl Span {
     fn end(&mut self, took: Duration, status: Option<u16>, failure: Option<Failure>) {
         let Some(mut record) = self.record.take() else { return };
         record.end = record.start.saturating_add(took.as_nanos() as u64);
-        (record.status, record.failure) = (status, failure);
+        (record.status, record.failure) = (status, failure.map(Box::new));
         let Shared { queue, counts, .. } = &*self.spans.0;
         counts.ended.fetch_add(1, Relaxed);
         if !queue.add(record) {

@@ -4,6 +4,7 @@
 //! when it ends; nothing else.
 
 use std::error::Error;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -29,10 +30,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// So many spans are laid out in a row, before whatever else the runtime has to do has its turn.
-const LAID_OUT_AT_ONCE: usize = 128;
-/// Most spans fit.
-const USUAL_BYTES: usize = 512;
 /// An answer has a few bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -53,6 +50,37 @@ pub(super) struct Exporter {
     counts: Arc<Counts>,
     /// Whether the last batch was lost, which was said then.
     failing: bool,
+}
+
+/// Spans that are sent together, as they stand in the export.
+struct Batch {
+    /// What stands before the spans tells their size: there is so much room for it, and it is put there at the end.
+    room: usize,
+    bytes: Vec<u8>,
+    spans: u64,
+    /// Where each is written first.
+    span: Message,
+}
+
+impl Batch {
+    fn lay_out(&mut self, spans: &[Ended]) {
+        for record in spans {
+            record.write(&mut self.span);
+            self.span.add_to(&mut self.bytes);
+        }
+        self.spans += spans.len() as u64;
+    }
+
+    fn into_export(mut self, resource: &[u8], scope: &[u8]) -> Bytes {
+        let envelope = Message::envelope(resource, scope, self.bytes.len().saturating_sub(self.room));
+        let start = self.room.saturating_sub(envelope.len());
+        for (to, from) in self.bytes.iter_mut().skip(start).zip(envelope) {
+            *to = from;
+        }
+        let mut export = Bytes::from(self.bytes);
+        export.advance(start);
+        export
+    }
 }
 
 impl Exporter {
@@ -95,27 +123,44 @@ impl Exporter {
         })
     }
 
-    /// Sends batches until nobody is left to make spans.
+    /// Lays spans out and sends them in batches, until nobody is left to make spans.
     pub(super) async fn run(mut self, queue: Arc<Queue<Ended>>) {
+        let mut batch = self.begin_batch(0);
         while let Some(next) = queue.next().await {
             match next {
-                Next::Send(batch) => self.export(batch).await,
+                Next::Spans(spans) => {
+                    batch.lay_out(&spans);
+                    // Behind a collector that was slow many pieces wait: whatever else the runtime has to do has its turn.
+                    tokio::task::yield_now().await;
+                }
+                Next::Send => {
+                    let next = self.begin_batch(batch.bytes.len());
+                    self.export(mem::replace(&mut batch, next)).await;
+                }
                 Next::Flushed(done) => _ = done.send(()),
             }
         }
     }
 
+    /// A batch that will have about so many bytes.
+    fn begin_batch(&self, bytes: usize) -> Batch {
+        let room = Message::longest_envelope(&self.resource, &self.scope);
+        let mut batch = Batch { room, bytes: Vec::with_capacity(bytes.max(room)), spans: 0, span: Message::default() };
+        batch.bytes.resize(room, 0);
+        batch
+    }
+
     /// Sends one batch, and gives it up where the collector does not want it.
-    async fn export(&mut self, batch: Vec<Ended>) {
-        let spans = batch.len() as u64;
-        let body = self.lay_out(batch).await;
+    async fn export(&mut self, batch: Batch) {
+        let spans = batch.spans;
+        let body = batch.into_export(&self.resource, &self.scope);
         let mut attempt = 1;
         let refusal = loop {
             match self.send(body.clone()).await {
                 Ok(rejected) => {
                     self.counts.exported.fetch_add(spans.saturating_sub(rejected), Relaxed);
                     self.counts.dropped.fetch_add(rejected, Relaxed);
-                    if std::mem::take(&mut self.failing) {
+                    if mem::take(&mut self.failing) {
                         let dropped = self.counts.dropped.load(Relaxed);
                         info!("the collector takes spans again; {dropped} were dropped so far");
                     }
@@ -131,32 +176,9 @@ impl Exporter {
             }
         };
         self.counts.dropped.fetch_add(spans, Relaxed);
-        if !std::mem::replace(&mut self.failing, true) {
+        if !mem::replace(&mut self.failing, true) {
             warn!(cause = refusal.reason, "the collector takes no spans: they are dropped until it does");
         }
-    }
-
-    /// The whole export. What stands before the spans tells their size: it gets room, and is put there at the end.
-    async fn lay_out(&self, batch: Vec<Ended>) -> Bytes {
-        let room = Message::longest_envelope(&self.resource, &self.scope);
-        let mut export = Vec::with_capacity(room + batch.len() * USUAL_BYTES);
-        export.resize(room, 0);
-        let mut span = Message::default();
-        for records in batch.chunks(LAID_OUT_AT_ONCE) {
-            for record in records {
-                record.write(&mut span);
-                span.add_to(&mut export);
-            }
-            tokio::task::yield_now().await;
-        }
-        let envelope = Message::envelope(&self.resource, &self.scope, export.len() - room);
-        let start = room.saturating_sub(envelope.len());
-        for (to, from) in export.iter_mut().skip(start).zip(envelope) {
-            *to = from;
-        }
-        let mut export = Bytes::from(export);
-        export.advance(start);
-        export
     }
 
     /// Sends once; gives the number of spans that the collector did not want.

@@ -1,7 +1,7 @@
-//! Where spans wait to be sent: bounded, and in the batches in which they are sent.
+//! Where spans wait to be laid out and sent: bounded.
 //!
-//! A span costs a pointer under a lock that is held for nothing else. The task that sends is woken by the first span of a batch and by
-//! the last, not by each.
+//! A span costs a pointer under a lock that is held for nothing else. The task that sends is woken by the first span of a batch, then for
+//! every so many, which it lays out while they are in the processor's cache, and when the batch is full.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -11,11 +11,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+/// So many spans are laid out in a row.
+const PIECE: usize = 64;
+
 /// What comes next.
 #[derive(Debug)]
 pub(super) enum Next<T> {
-    /// Spans that are sent together.
-    Send(Vec<T>),
+    /// Some spans of a batch.
+    Spans(Vec<T>),
+    /// The batch is full, or it is time to send it.
+    Send,
     /// Everything before is sent: say so.
     Flushed(oneshot::Sender<()>),
 }
@@ -32,30 +37,39 @@ pub(super) struct Queue<T> {
 
 #[derive(Debug)]
 struct Waiting<T> {
-    /// What is full, or shall be sent at once.
     ready: VecDeque<Next<T>>,
     gathering: Vec<T>,
-    /// When that is sent, though it is not full.
-    due: Option<Instant>,
     /// How many spans there are in all of it.
     spans: usize,
+    /// How many spans the batch has that is not to be sent yet.
+    batch: usize,
+    /// When that is sent, though it is not full.
+    due: Option<Instant>,
     /// Nobody is left to end a span.
     closed: bool,
 }
 
 impl<T> Waiting<T> {
-    fn seal(&mut self) {
-        self.due = None;
+    fn end_piece(&mut self) {
         if !self.gathering.is_empty() {
-            let next = Vec::with_capacity(self.gathering.len());
-            self.ready.push_back(Next::Send(mem::replace(&mut self.gathering, next)));
+            let piece = mem::replace(&mut self.gathering, Vec::with_capacity(PIECE));
+            self.ready.push_back(Next::Spans(piece));
         }
+    }
+
+    fn end_batch(&mut self) {
+        self.end_piece();
+        if mem::take(&mut self.batch) > 0 {
+            self.ready.push_back(Next::Send);
+        }
+        self.due = None;
     }
 }
 
 impl<T> Queue<T> {
     pub(super) fn new(max_queue: usize, max_batch: usize, delay: Duration) -> Self {
-        let waiting = Waiting { ready: VecDeque::new(), gathering: Vec::new(), due: None, spans: 0, closed: false };
+        let (ready, gathering) = (VecDeque::new(), Vec::new());
+        let waiting = Waiting { ready, gathering, spans: 0, batch: 0, due: None, closed: false };
         let max_batch = max_batch.min(max_queue);
         Self { waiting: Mutex::new(waiting), changed: Notify::new(), max_queue, max_batch, delay }
     }
@@ -68,15 +82,19 @@ impl<T> Queue<T> {
         }
         waiting.gathering.push(span);
         waiting.spans += 1;
-        let (is_first, is_full) = (waiting.gathering.len() == 1, waiting.gathering.len() >= self.max_batch);
+        waiting.batch += 1;
+        let is_first = waiting.batch == 1;
         if is_first {
             waiting.due = Some(Instant::now() + self.delay);
         }
-        if is_full {
-            waiting.seal();
+        let (is_batch, is_piece) = (waiting.batch >= self.max_batch, waiting.gathering.len() >= PIECE);
+        if is_batch {
+            waiting.end_batch();
+        } else if is_piece {
+            waiting.end_piece();
         }
         drop(waiting);
-        if is_first || is_full {
+        if is_first || is_batch || is_piece {
             self.changed.notify_one();
         }
         true
@@ -86,7 +104,7 @@ impl<T> Queue<T> {
     pub(super) fn flush(&self) -> oneshot::Receiver<()> {
         let (done, flushed) = oneshot::channel();
         let mut waiting = self.lock();
-        waiting.seal();
+        waiting.end_batch();
         waiting.ready.push_back(Next::Flushed(done));
         drop(waiting);
         self.changed.notify_one();
@@ -105,12 +123,12 @@ impl<T> Queue<T> {
             let due = {
                 let mut waiting = self.lock();
                 if waiting.closed || waiting.due.is_some_and(|due| due <= Instant::now()) {
-                    waiting.seal();
+                    waiting.end_batch();
                 }
                 match waiting.ready.pop_front() {
                     Some(next) => {
-                        if let Next::Send(batch) = &next {
-                            waiting.spans -= batch.len();
+                        if let Next::Spans(spans) = &next {
+                            waiting.spans -= spans.len();
                         }
                         return Some(next);
                     }
@@ -141,10 +159,15 @@ mod tests {
         (0..spans).filter(|_| queue.add(())).count()
     }
 
-    async fn batch(queue: &Queue<()>) -> usize {
-        match queue.next().await {
-            Some(Next::Send(batch)) => batch.len(),
-            other => panic!("{other:?}"),
+    /// The sizes of the pieces of the next batch.
+    async fn batch(queue: &Queue<()>) -> Vec<usize> {
+        let mut pieces = Vec::new();
+        loop {
+            match queue.next().await {
+                Some(Next::Spans(spans)) => pieces.push(spans.len()),
+                Some(Next::Send) => return pieces,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -153,9 +176,9 @@ mod tests {
         let queue = Queue::new(10, 4, DELAY);
         assert_eq!(add(&queue, 12), 10);
         let begun = Instant::now();
-        assert_eq!((batch(&queue).await, batch(&queue).await), (4, 4));
+        assert_eq!([batch(&queue).await, batch(&queue).await], [[4], [4]]);
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        assert_eq!(batch(&queue).await, 2);
+        assert_eq!(batch(&queue).await, [2]);
         assert!(begun.elapsed() >= DELAY);
         assert_eq!(add(&queue, 20), 10);
     }
@@ -171,14 +194,23 @@ mod tests {
         assert_eq!(add(&queue, 5), 5);
         let flushed = queue.flush();
         let (full, rest, next) = waiting.await.unwrap();
-        assert_eq!((full, rest), (4, 1));
+        assert_eq!([full, rest], [[4], [1]]);
         let Some(Next::Flushed(done)) = next else { panic!("{next:?}") };
         done.send(()).unwrap();
         flushed.await.unwrap();
 
         assert_eq!(add(&queue, 1), 1);
         queue.close();
-        assert_eq!(batch(&queue).await, 1);
+        assert_eq!(batch(&queue).await, [1]);
         assert!(queue.next().await.is_none());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_large_batch_comes_in_pieces_of_which_each_makes_room() {
+        let queue = Queue::new(4 * PIECE, 3 * PIECE - 1, DELAY);
+        assert_eq!(add(&queue, 5 * PIECE), 4 * PIECE);
+        assert!(matches!(queue.next().await, Some(Next::Spans(_))));
+        assert_eq!(add(&queue, 2 * PIECE), PIECE);
+        assert_eq!(batch(&queue).await, [PIECE, PIECE - 1]);
+        assert_eq!(batch(&queue).await, [PIECE, PIECE, 1]);
     }
 }

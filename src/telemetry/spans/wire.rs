@@ -20,7 +20,7 @@ pub(super) enum Kind {
 /// What a span is a part of.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parent {
-    pub(super) span: TraceContext,
+    pub(super) span_id: [u8; 8],
     /// Whether it is somebody else's.
     pub(super) is_remote: bool,
 }
@@ -52,7 +52,7 @@ impl Message {
         self.0.clear();
         self.context(ours, state, parent.is_some_and(|parent| parent.is_remote), 16);
         if let Some(parent) = parent {
-            self.id(4, parent.span.span_id_bytes());
+            self.id(4, parent.span_id);
         }
         self.number(6, kind as u64);
         self.fixed64(7, start);
@@ -234,7 +234,7 @@ mod tests {
             let state = HeaderValue::from_static("a=1");
             let mut description = Message::default();
             description.name(&["GET ", &text]);
-            let parent = Some(Parent { span: other, is_remote: true });
+            let parent = Some(Parent { span_id: other.span_id_bytes(), is_remote: true });
             let mut message = Message::default();
             message.text("left", "over");
             message.begin_span(Kind::Client, ours, Some(&state), parent, start, &description);
