@@ -159,7 +159,7 @@ pub struct Audit {
 
 /// The promise that an event will find room, where one was asked for.
 #[derive(Debug, Default)]
-pub struct Slot(Option<Reserved<Arc<Record>, End>>);
+pub struct Slot(Option<Reserved<Record, End>>);
 
 /// Events cannot be written, and nothing may happen without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,12 +201,12 @@ impl Audit {
         }
     }
 
-    /// Hands an event to the file, if there is one. The record is shared with the log: each thread lays it out for itself.
-    fn keep(&self, slot: Slot, event: Event) -> Arc<Record> {
+    /// Hands an event to the file, if there is one; gives what the log says of it.
+    fn keep(&self, slot: Slot, event: Event) -> Record {
         let record = Record::of(event);
         match (slot.0, &self.file) {
-            (Some(slot), _) => slot.add(Arc::clone(&record)),
-            (None, Some(file)) => file.send(Arc::clone(&record)),
+            (Some(slot), _) => slot.add(record.clone()),
+            (None, Some(file)) => file.send(record.clone()),
             (None, None) => {}
         }
         record
@@ -238,16 +238,17 @@ fn event_id(at: OffsetDateTime) -> uuid::Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// An event as it is recorded: the same in the log and in the file.
-#[derive(Debug)]
+/// An event as it is recorded: the same in the log and in the file. Each of their threads gets one of its own: memory that one thread
+/// takes and another gives back costs more than the copy.
+#[derive(Debug, Clone)]
 pub struct Record {
     id: uuid::Uuid,
     pub(super) event: Event,
 }
 
 impl Record {
-    pub(super) fn of(event: Event) -> Arc<Self> {
-        Arc::new(Self { id: event_id(event.at), event })
+    pub(super) fn of(event: Event) -> Self {
+        Self { id: event_id(event.at), event }
     }
 
     /// As a line of the log.

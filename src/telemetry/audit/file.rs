@@ -66,7 +66,7 @@ pub(super) type End = oneshot::Sender<u64>;
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct FileSink {
-    events: Arc<Lines<Arc<Record>, End>>,
+    events: Arc<Lines<Record, End>>,
     state: Arc<State>,
     thread: Thread,
     path: PathBuf,
@@ -112,12 +112,12 @@ impl FileSink {
     }
 
     /// Room for one event, unless the disk fails or is too slow.
-    pub(super) fn reserve(&self) -> Option<Reserved<Arc<Record>, End>> {
+    pub(super) fn reserve(&self) -> Option<Reserved<Record, End>> {
         if self.is_healthy() { self.events.reserve() } else { None }
     }
 
     /// Hands over an event, or counts it as lost.
-    pub(super) fn send(&self, event: Arc<Record>) {
+    pub(super) fn send(&self, event: Record) {
         if !self.events.add(event) {
             self.state.lost.fetch_add(1, Relaxed);
         }
@@ -281,7 +281,7 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    fn run(mut self, arriving: &Lines<Arc<Record>, End>) {
+    fn run(mut self, arriving: &Lines<Record, End>) {
         self.write_until_done();
         let mut events = Vec::new();
         loop {
@@ -397,7 +397,7 @@ mod tests {
     use crate::telemetry::audit::{Broken, Event, verify};
     use crate::telemetry::trace::TraceContext;
 
-    fn event() -> Arc<Record> {
+    fn event() -> Record {
         let event = Event::refused_caller(TraceContext::begin().trace_id(), None, "no_token");
         Record::of(event)
     }

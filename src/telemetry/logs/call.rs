@@ -1,7 +1,5 @@
 //! The line that ends a call, with which every call ends.
 
-use std::sync::Arc;
-
 use tracing::{Level, enabled, event};
 
 use super::line::{
@@ -27,7 +25,7 @@ pub struct Told {
 /// How a call ended.
 #[derive(Debug)]
 pub(in crate::telemetry) struct CallLine {
-    pub(in crate::telemetry) record: Arc<audit::Record>,
+    pub(in crate::telemetry) record: audit::Record,
     pub(in crate::telemetry) told: Told,
 }
 

@@ -33,7 +33,7 @@ pub(in crate::telemetry) enum Line {
     /// As it will stand in the log, with its line break.
     Written(String),
     /// What stands in the audit.
-    Audit(Arc<audit::Record>),
+    Audit(audit::Record),
     /// The same of a call, and then how the call ended: two lines.
     Call(CallLine),
 }
