@@ -109,7 +109,7 @@ impl Spans {
         let span = ours.recording.as_ref().map(|recording| {
             let about = About::Operation {
                 protocol: operation.protocol,
-                request_id: operation.request_id.clone(),
+                request_id: operation.request_id.bounded(),
                 client_address: operation.client_address,
                 link,
             };
@@ -244,6 +244,19 @@ pub enum RequestId {
     Text(Arc<str>),
 }
 
+impl RequestId {
+    /// The same, or the beginning of a long one: what waits for the collector is bounded in bytes, not only in number.
+    fn bounded(&self) -> Self {
+        match self {
+            Self::Text(id) => match id.char_indices().nth(LONGEST_REQUEST_ID).and_then(|(end, _)| id.get(..end)) {
+                Some(beginning) => Self::Text(beginning.into()),
+                None => self.clone(),
+            },
+            Self::Number(_) => self.clone(),
+        }
+    }
+}
+
 /// What a span will say. Small, for each call leaves two of them in the processor's cache: what few spans have is elsewhere.
 #[derive(Debug)]
 struct Record {
@@ -311,10 +324,7 @@ impl Record {
                 }
                 match request_id {
                     RequestId::Number(id) => span.text(names::REQUEST_ID, &id.to_string()),
-                    RequestId::Text(id) => {
-                        let end = id.char_indices().nth(LONGEST_REQUEST_ID).map(|(end, _)| end);
-                        span.text(names::REQUEST_ID, end.and_then(|end| id.get(..end)).unwrap_or(id));
-                    }
+                    RequestId::Text(id) => span.text(names::REQUEST_ID, id),
                 }
                 if let Some(protocol) = protocol {
                     span.text(names::PROTOCOL, protocol);
@@ -419,6 +429,20 @@ impl Drop for Span {
     fn drop(&mut self) {
         if self.record.is_some() {
             self.end(self.started.elapsed(), None, Some(Failure::CANCELLED));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_the_beginning_of_a_request_id_waits_for_the_collector() {
+        for (id, kept) in [("", 0), ("a", 1), (&"a".repeat(64), 64), (&"a".repeat(1 << 20), 64), (&"ü".repeat(65), 128)]
+        {
+            let RequestId::Text(bounded) = RequestId::Text(id.into()).bounded() else { panic!("another kind") };
+            assert!(bounded.len() == kept && id.starts_with(&*bounded), "{bounded}");
         }
     }
 }
