@@ -385,10 +385,15 @@ impl BackendClient {
                 (Bearer::User(_), None) | (Bearer::Nobody, _) => Err(Failure::NoUser),
             }
         };
-        match timeout_at(call.deadline, token).await {
-            Ok(token) => token.map_err(|failure| self.fail(request, failure)),
-            Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
-        }
+        let token = timeout_at(call.deadline, token).await.unwrap_or_else(|_elapsed| {
+            // It was Entra that gave no answer: the backend was not asked.
+            let late = IdentityError::waited_for(self.identity.credential(), call.timeout);
+            Err(match &call.bearer {
+                Bearer::User(_) => Failure::OnBehalfOf(late),
+                Bearer::Server | Bearer::Nobody => Failure::Identity(late),
+            })
+        });
+        token.map_err(|failure| self.fail(request, failure))
     }
 
     /// The backend refused this token: whether another one may be expected.

@@ -4,6 +4,7 @@
 //! pick the advice and nothing else. Text written by others goes to the log only, through [`IdentityError::detail`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -96,6 +97,11 @@ impl IdentityError {
             retry_at: None,
             detail: None,
         }
+    }
+
+    /// A call's time was over while it waited so long for a token.
+    pub fn waited_for(credential: &'static str, waited: Duration) -> Arc<Self> {
+        Arc::new(Self::new(FaultClass::Timeout, credential).with_detail(format!("no token within {waited:?}")))
     }
 
     pub(super) fn with_detail(self, detail: impl Into<String>) -> Self {
