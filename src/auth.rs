@@ -1,8 +1,8 @@
 //! Who is calling us, and what may they do?
 //!
 //! A [`Caller`] says it, and nobody outside this room can make one up that has an identity: only `verifier` gives identities,
-//! for a token of Entra ID that it has checked. `keys` are what it is checked with, and `proven` remembers what was. With inbound authorization switched off every
-//! caller is anonymous, acts with the server's rights, and the network decides who that may be.
+//! for a token of Entra ID that it has checked. `keys` are what it is checked with, and `proven` remembers what was good. With
+//! inbound authorization switched off every caller is anonymous, acts with the server's rights, and the network decides who that may be.
 
 mod keys;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::CallLine;
 use crate::telemetry::audit;
 use crate::telemetry::lines::Lines;
 
-/// How many lines may wait for stdout.
+/// How many lines may wait for stdout; the two that end a call wait as one.
 const QUEUED_LINES: usize = 8_192;
 /// How long the thread lets lines gather before it writes them in one go.
 const COLLECTING: Duration = Duration::from_millis(10);
