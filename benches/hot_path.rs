@@ -7,7 +7,7 @@ use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::HeaderMap;
 use mcp_server::benching::{self, Inside};
-use mcp_server::telemetry::audit::Digest;
+use mcp_server::telemetry::audit::Tool;
 use mcp_server::telemetry::trace::RequestTrace;
 use serde_json::{Map, Value, json};
 
@@ -124,8 +124,9 @@ fn end_call(bencher: Bencher<'_, '_>, to_file: bool) {
     let (dispatch, _guard) = benching::logs();
     tracing::dispatcher::with_default(&dispatch, || {
         let audit = benching::audit(to_file.then(|| folder.path().join("audit")));
-        let (trace, schema) = (RequestTrace::new(&HeaderMap::new()), Box::leak(Box::new(Digest::of(b"schema").hex())));
-        bencher.bench_local(|| benching::end_call(&audit, &trace, schema));
+        let (trace, tool) =
+            (RequestTrace::new(&HeaderMap::new()), Box::leak(Box::new(Tool::new("get_user_profile", &"schema"))));
+        bencher.bench_local(|| benching::end_call(&audit, &trace, tool));
     });
 }
 

@@ -24,7 +24,7 @@ use crate::auth::Caller;
 use crate::backend::{self, BackendClient, Route, User};
 use crate::identity::{TokenSource, benching::token_source};
 use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
-use crate::telemetry::audit::{self, Audit, HexDigest};
+use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::logs::{self, LogGuard, Told};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::{Description, Operation, RequestId, Spans};
@@ -136,12 +136,12 @@ pub fn audit(file: Option<PathBuf>) -> Audit {
 }
 
 /// The audit event and the line that end a call.
-pub fn end_call(audit: &Audit, trace: &RequestTrace, schema: &'static HexDigest) {
+pub fn end_call(audit: &Audit, trace: &RequestTrace, tool: &'static audit::Tool) {
     let _inside = trace.span().enter();
     let (trace_id, address) = (trace.context().trace_id(), IpAddr::from([127, 0, 0, 1]));
     let event = audit::Event {
         name: audit::Name::ToolCall,
-        tool: Some(("get_user_profile", schema)),
+        tool: Some(tool),
         arguments: Some(audit::digest_of_json(&"u000000042")),
         decision: audit::Decision::Allowed,
         backend_status: Some(200),

@@ -46,7 +46,7 @@ use validator::Validate;
 use crate::auth::{Caller, Permission};
 use crate::backend::{BackendClient, Call};
 use crate::problem::Problem;
-use crate::telemetry::audit::{self, Audit, HexDigest};
+use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::metrics::{Metrics, Operation};
 use crate::telemetry::spans::{Description, Spans};
 use args::Rules;
@@ -121,8 +121,8 @@ struct Entry {
     /// What a caller needs to see and to call it.
     permission: Permission,
     index: usize,
-    /// The hash of its input schema, for the audit.
-    schema_digest: HexDigest,
+    /// How the audit names it.
+    audited: audit::Tool,
     span_description: Description,
     run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running,
 }
@@ -153,13 +153,13 @@ pub const TOOL_NAMES: [&str; 5] = [
 fn entry<T: Tool>(index: usize, permission: Permission) -> Entry {
     let (description, input) = args::input_schema::<T>();
     let rules = Rules::of(&input);
-    let schema_digest = audit::digest_of_json(&input).hex();
+    let audited = audit::Tool::new(T::NAME, &input);
     let definition = ToolDefinition::new(T::NAME, description, Arc::new(input))
         .with_title(T::TITLE)
         .with_raw_output_schema(Arc::new(args::output_schema::<T::Output>()))
         .with_annotations(T::EFFECT.annotations());
     let span_description = Description::of_operation("tools/call", Some(T::NAME));
-    Entry { definition, rules, effect: T::EFFECT, permission, index, schema_digest, span_description, run: run::<T> }
+    Entry { definition, rules, effect: T::EFFECT, permission, index, audited, span_description, run: run::<T> }
 }
 
 /// Decodes, runs and renders one tool.
@@ -316,7 +316,7 @@ impl ToolServer {
         self.shared.audit.record(audit::Event {
             name: audit::Name::ToolCall,
             caller: caller.as_ref().and_then(subject),
-            tool: entry.map(|entry| (&*entry.definition.name, &entry.schema_digest)),
+            tool: entry.map(|entry| &entry.audited),
             arguments: Some(arguments),
             ..audit::Event::refused_caller(trace.context().trace_id(), address, outcome)
         });

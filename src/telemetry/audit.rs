@@ -24,14 +24,11 @@ use file::{End, FileSink};
 
 use super::lines::Reserved;
 use super::logs::line::{
-    Escaped, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text, write_time,
+    Escaped, OurLine, our_place, write_address, write_milliseconds, write_number, write_text, write_time,
 };
 use super::logs::{CallLine, Line, Told, hand_past_events};
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
-
-/// The name of whoever proved to be nobody in particular.
-const UNAUTHENTICATED: &str = "unauthenticated";
 
 /// What happened, in plain values: telemetry knows no callers and no tools.
 #[derive(Debug, Clone)]
@@ -46,8 +43,8 @@ pub struct Event {
     pub caller: Option<Subject>,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
-    /// Which tool was to run, with the hash of its input schema.
-    pub tool: Option<(&'static str, &'static HexDigest)>,
+    /// Which tool was to run.
+    pub tool: Option<&'static Tool>,
     /// The hash of its arguments.
     pub arguments: Option<Digest>,
     /// Whether the caller may do this.
@@ -118,6 +115,24 @@ impl Decision {
             Self::Allowed => "allowed",
             Self::Refused => "refused",
         }
+    }
+}
+
+/// A tool as the audit names it, written once.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    pub(super) name: &'static str,
+    /// Its name, which is plain ASCII, and the hash of its input schema.
+    fields: Arc<str>,
+}
+
+impl Tool {
+    /// The tool with this name and input schema.
+    pub fn new(name: &'static str, schema: &impl Serialize) -> Self {
+        let mut fields = String::new();
+        write_text(&mut fields, "gen_ai.tool.name", name);
+        write_text(&mut fields, "tool.schema_sha256", digest_of_json(schema).hex().as_str());
+        Self { name, fields: fields.into() }
     }
 }
 
@@ -290,36 +305,45 @@ impl Record {
     fn write_fields(&self, fields: &mut String) {
         let event = &self.event;
         let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-        let arguments = event.arguments.as_ref().map(Digest::hex);
-        let mut text = |name: &str, value: Option<&str>| {
-            if let Some(value) = value {
-                write_text(fields, name, value);
+        // Whatever is not written as text is our own, and plain.
+        let mut push = |parts: &[&str]| parts.iter().for_each(|part| fields.push_str(part));
+        let (name, id) = (event.name.as_str(), self.id.hyphenated().encode_lower(&mut id));
+        push(&[
+            r#","event.name":""#,
+            name,
+            r#"","event.id":""#,
+            id,
+            r#"","event.decision":""#,
+            event.decision.as_str(),
+        ]);
+        push(&["\"", event.tool.map_or("", |tool| &tool.fields)]);
+        if let Some(arguments) = &event.arguments {
+            push(&[r#","arguments_sha256":""#, arguments.hex().as_str(), "\""]);
+        }
+        write_text(fields, "event.outcome", event.outcome);
+        match &event.caller {
+            None => fields.push_str(r#","caller":"unauthenticated""#),
+            Some(Subject { tenant, object, app }) => {
+                for (name, id) in [("caller", object), ("caller.tenant", tenant), ("caller.app", app)] {
+                    write_text(fields, name, id);
+                }
             }
-        };
-        text("caller", Some(event.caller.as_ref().map_or(UNAUTHENTICATED, |caller| &caller.object)));
-        text("event.name", Some(event.name.as_str()));
-        text("event.id", Some(self.id.hyphenated().encode_lower(&mut id)));
-        text("caller.tenant", event.caller.as_ref().map(|caller| &*caller.tenant));
-        text("caller.app", event.caller.as_ref().map(|caller| &*caller.app));
-        text("gen_ai.tool.name", event.tool.map(|(name, _)| name));
-        text("tool.schema_sha256", event.tool.map(|(_, schema)| schema.as_str()));
-        text("arguments_sha256", arguments.as_ref().map(HexDigest::as_str));
-        text("event.decision", Some(event.decision.as_str()));
-        text("event.outcome", Some(event.outcome));
-        text("idempotency_key", event.idempotency_key.as_deref());
+        }
+        if let Some(key) = &event.idempotency_key {
+            write_text(fields, "idempotency_key", key);
+        }
         if let Some(address) = event.client_address {
-            write_name(fields, "client.address");
-            fields.push('"');
+            fields.push_str(r#","client.address":""#);
             write_address(fields, address);
             fields.push('"');
         }
         if let Some(status) = event.backend_status {
-            write_name(fields, "backend.status_code");
+            fields.push_str(r#","backend.status_code":"#);
             write_number(fields, status.into());
         }
-        write_name(fields, "backend.attempts");
+        fields.push_str(r#","backend.attempts":"#);
         write_number(fields, event.attempts.into());
-        write_name(fields, "event.duration_ms");
+        fields.push_str(r#","event.duration_ms":"#);
         write_milliseconds(fields, event.took);
     }
 }
@@ -362,12 +386,12 @@ mod tests {
     #[test]
     fn a_record_is_one_object_whatever_its_parts_hold() {
         let hostile = "a\"\\\n\u{1b}[31m{},\u{2028}";
-        let schema: &HexDigest = Box::leak(Box::new(Digest::of(b"schema").hex()));
+        let tool: &Tool = Box::leak(Box::new(Tool::new(hostile, &json!({}))));
         let arguments = Digest::of(b"{}");
         let event = Event {
             name: Name::ToolCall,
             caller: Some(Subject { tenant: hostile.into(), object: hostile.into(), app: hostile.into() }),
-            tool: Some((hostile, schema)),
+            tool: Some(tool),
             arguments: Some(arguments),
             idempotency_key: Some(hostile.into()),
             backend_status: Some(201),

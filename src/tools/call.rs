@@ -244,7 +244,6 @@ impl Ending {
             at_backend: self.call.at_backend(),
             reads: self.entry.effect == Effect::Reads,
         });
-        let tool = &*self.entry.definition.name;
         let (outcome_word, attempts, backend_status) = (outcome.as_str(), self.call.attempts(), self.call.status());
         let client_address = self.origin.caller.as_ref().map(Caller::address);
         let (at, trace_id) = (OffsetDateTime::now_utc(), self.origin.trace.context().trace_id());
@@ -258,7 +257,7 @@ impl Ending {
             trace_id,
             caller: self.origin.caller.as_ref().and_then(subject),
             client_address,
-            tool: Some((tool, &self.entry.schema_digest)),
+            tool: Some(&self.entry.audited),
             arguments: Some(self.arguments),
             decision: self.decision,
             outcome: outcome_word,
@@ -347,7 +346,7 @@ pub(super) mod tests {
 
     /// The tool's row of the table with something else to run.
     fn running(tool: usize, run: fn(&'static Entry, ToolServer, Arc<Call>, JsonObject) -> Running) -> &'static Entry {
-        let Entry { definition, effect, permission, schema_digest, .. } = &TOOLS[tool];
+        let Entry { definition, effect, permission, audited, .. } = &TOOLS[tool];
         let rules = Rules::of(&definition.input_schema);
         Box::leak(Box::new(Entry {
             definition: definition.clone(),
@@ -355,7 +354,7 @@ pub(super) mod tests {
             effect: *effect,
             permission: *permission,
             index: tool,
-            schema_digest: *schema_digest,
+            audited: audited.clone(),
             span_description: Description::of_operation("tools/call", None),
             run,
         }))

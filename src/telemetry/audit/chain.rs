@@ -16,7 +16,7 @@ use crate::telemetry::trace::write_hex;
 
 /// What ends each line, hash included.
 const SEAL_BYTES: usize = r#","hash":""}"#.len() + Digest::HEX;
-/// How many records a head may be behind after a crash: more than ever wait to be made safe.
+/// How many records a head may be behind after a crash: more than ever wait to be named.
 const REMEMBERED: usize = 32_768;
 /// A crash tears no more than what was being written.
 pub(super) const MOST_TORN_BYTES: usize = 1 << 20;

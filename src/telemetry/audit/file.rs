@@ -1,7 +1,7 @@
 //! The audit file: opened once, only ever appended to, by a thread of its own.
 //!
 //! Events are written to the file some milliseconds after they happened, many at once, and made safe on the disk within
-//! [`SYNC_EVERY`]. A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
+//! [`SYNC_EVERY`]; the head names the end of what is safe. A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
 //! stopped half-way goes on where it stopped, so that the chain stays whole. What finds no room in the queue meanwhile is counted,
 //! and the chain tells how many events it lacks.
 
@@ -29,8 +29,10 @@ const QUEUED_EVENTS: usize = 8_192;
 const COLLECTING: Duration = Duration::from_millis(20);
 /// How often what was written is made safe, where events come all the time. The first after a pause is made safe at once.
 const SYNC_EVERY: Duration = Duration::from_millis(200);
-/// How many records may be written and not safe: the head is behind by no more than these and one batch.
-const MOST_UNSYNCED: u64 = 8_192;
+/// How often the head names the end, which costs as much again: at once after a pause, like that.
+const NAME_EVERY: Duration = Duration::from_secs(1);
+/// How many records may be written and neither safe nor named: the head is behind by no more than these and one batch.
+const MOST_UNNAMED: u64 = 8_192;
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Records are written in pieces of about this size.
@@ -226,8 +228,10 @@ fn note(end: &mut Head, pending: &mut String, note: &Note) {
 /// What the thread writes to.
 trait Medium {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Makes what was appended safe, and then names its end.
-    fn commit(&mut self, end: &Head) -> io::Result<()>;
+    /// Makes what was appended safe.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Names the end of what is safe.
+    fn name(&mut self, end: &Head) -> io::Result<()>;
 }
 
 struct Disk {
@@ -240,8 +244,11 @@ impl Medium for Disk {
         self.file.write(bytes)
     }
 
-    fn commit(&mut self, end: &Head) -> io::Result<()> {
-        self.file.sync_data()?;
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn name(&mut self, end: &Head) -> io::Result<()> {
         // Replaced as a whole, so that a crash leaves the old one or the new one.
         let next = self.head_path.with_extension("head.new");
         let mut head = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
@@ -257,9 +264,8 @@ struct Writer<M> {
     /// Records that are not in the file yet, and how much of them is written.
     pending: String,
     written: usize,
-    /// The last record that is safe, and when it was made so.
-    synced: u64,
-    synced_at: Option<Instant>,
+    synced: Reached,
+    named: Reached,
     /// How many events are not safe.
     unsafe_events: u64,
     state: Arc<State>,
@@ -273,8 +279,8 @@ impl<M: Medium> Writer<M> {
             end,
             pending: String::new(),
             written: 0,
-            synced: 0,
-            synced_at: None,
+            synced: Reached::default(),
+            named: Reached::default(),
             unsafe_events: 0,
             state,
             lost_and_told: 0,
@@ -315,21 +321,7 @@ impl<M: Medium> Writer<M> {
 
     /// How long there is nothing to do but wait for events.
     fn patience(&self) -> Duration {
-        const FOR_EVER: Duration = Duration::from_secs(3_600);
-        let since = self.synced_at.map_or(Duration::MAX, |at| at.elapsed());
-        if self.is_safe() { FOR_EVER } else { SYNC_EVERY.saturating_sub(since) }
-    }
-
-    fn is_safe(&self) -> bool {
-        self.end.sequence == self.synced
-    }
-
-    /// Whether what is written has to be made safe now.
-    fn is_due(&self) -> bool {
-        let is_time = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_EVERY);
-        let is_much = self.end.sequence - self.synced >= MOST_UNSYNCED;
-        let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
-        !self.is_safe() && (is_time || is_much || is_urgent)
+        self.synced.patience(&self.end, SYNC_EVERY).min(self.named.patience(&self.end, NAME_EVERY))
     }
 
     /// Writes what is pending, and how much was lost meanwhile; true when it could not, and there is no time to try again.
@@ -380,12 +372,43 @@ impl<M: Medium> Writer<M> {
         self.pending.clear();
         self.pending.shrink_to(KEPT_BYTES);
         self.written = 0;
-        if self.is_due() {
-            self.disk.commit(&self.end)?;
-            (self.synced, self.synced_at) = (self.end.sequence, Some(Instant::now()));
+        let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
+        let is_due = |last: &Reached, every| {
+            let is_much = self.end.sequence - last.sequence >= MOST_UNNAMED;
+            last.patience(&self.end, if is_much || is_urgent { Duration::ZERO } else { every }).is_zero()
+        };
+        let (sync, name) = (is_due(&self.synced, SYNC_EVERY), is_due(&self.named, NAME_EVERY));
+        // What is named is safe.
+        if sync || (name && self.synced.sequence != self.end.sequence) {
+            self.disk.sync()?;
+            self.synced = Reached::now(&self.end);
             self.unsafe_events = 0;
         }
+        if name {
+            self.disk.name(&self.end)?;
+            self.named = Reached::now(&self.end);
+        }
         Ok(())
+    }
+}
+
+/// The last record with which something was done, and when.
+#[derive(Default)]
+struct Reached {
+    sequence: u64,
+    at: Option<Instant>,
+}
+
+impl Reached {
+    fn now(end: &Head) -> Self {
+        Self { sequence: end.sequence, at: Some(Instant::now()) }
+    }
+
+    /// How long it is until it shall be done again, if it is done so often.
+    fn patience(&self, end: &Head, every: Duration) -> Duration {
+        const FOR_EVER: Duration = Duration::from_secs(3_600);
+        let since = self.at.map_or(Duration::MAX, |at| at.elapsed());
+        if self.sequence == end.sequence { FOR_EVER } else { every.saturating_sub(since) }
     }
 }
 
@@ -482,6 +505,8 @@ mod tests {
     #[derive(Default)]
     struct Contents {
         bytes: Vec<u8>,
+        /// How many of them are safe.
+        synced: usize,
         head: Option<Head>,
         requests: usize,
     }
@@ -498,10 +523,21 @@ mod tests {
             Ok(taken)
         }
 
-        fn commit(&mut self, end: &Head) -> io::Result<()> {
+        fn sync(&mut self) -> io::Result<()> {
             let mut disk = self.0.lock().unwrap();
             disk.requests += 1;
             if disk.requests.is_multiple_of(3) {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            disk.synced = disk.bytes.len();
+            Ok(())
+        }
+
+        fn name(&mut self, end: &Head) -> io::Result<()> {
+            let mut disk = self.0.lock().unwrap();
+            assert_eq!(disk.synced, disk.bytes.len(), "what is named is safe");
+            disk.requests += 1;
+            if disk.requests.is_multiple_of(4) {
                 return Err(ErrorKind::StorageFull.into());
             }
             disk.head = Some(end.clone());
@@ -532,6 +568,33 @@ mod tests {
         let whole = chain::verify(disk.bytes.as_slice(), disk.head.as_ref()).unwrap();
         assert!(failures > 50, "{failures}");
         assert_eq!((whole.records, whole.torn_lines, whole.lost_events), (100, 0, 50));
+    }
+
+    #[test]
+    fn the_end_is_made_safe_more_often_than_it_is_named_and_both_at_once_after_a_pause() {
+        let disk = Moody(Arc::default());
+        let mut writer = Writer::new(disk.clone(), Head::start(), Arc::default());
+        let mut append = |synced_before: Duration, named_before: Duration| {
+            let ago = |before| Instant::now().checked_sub(before);
+            (writer.synced.at, writer.named.at) = (ago(synced_before), ago(named_before));
+            // Past the moods of the disk.
+            disk.0.lock().unwrap().requests = 0;
+            writer.pending.push('\n');
+            writer.end.sequence += 1;
+            writer.written = 0;
+            writer.write().unwrap();
+            let waits = writer.patience();
+            let disk = disk.0.lock().unwrap();
+            let named = disk.head.as_ref().map_or(0, |head| head.sequence);
+            (disk.synced, named, waits > SYNC_EVERY / 2, waits > NAME_EVERY)
+        };
+        assert_eq!(append(SYNC_EVERY, NAME_EVERY), (1, 1, true, true));
+        assert_eq!(append(Duration::ZERO, Duration::ZERO), (1, 1, true, false));
+        assert_eq!(append(SYNC_EVERY, SYNC_EVERY), (3, 1, true, false));
+        assert_eq!(append(Duration::ZERO, NAME_EVERY), (4, 4, true, true));
+        writer.end.sequence += MOST_UNNAMED;
+        assert!(writer.write().is_ok());
+        assert_eq!(disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), Some(4 + MOST_UNNAMED));
     }
 
     #[tokio::test]

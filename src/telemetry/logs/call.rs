@@ -60,7 +60,7 @@ impl CallLine {
     }
 
     fn tool(&self) -> &'static str {
-        self.record.event.tool.map_or("", |(name, _)| name)
+        self.record.event.tool.map_or("", |tool| tool.name)
     }
 
     pub(super) fn write(&self, line: &mut String) {
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn the_line_says_what_its_event_would_and_is_heard_where_that_is() {
         let hostile = "a\"\\\n\u{1b}[31m{},\u{2028}";
-        let schema: &audit::HexDigest = Box::leak(Box::new(audit::Digest::of(b"schema").hex()));
+        let tool: &audit::Tool = Box::leak(Box::new(audit::Tool::new("list_users", &"schema")));
         for (level, cause) in [(Level::INFO, None), (Level::WARN, Some(hostile)), (Level::ERROR, Some("x"))] {
             for filter in ["off", "error", "warn", "info", "mcp_server::tools=error,info"] {
                 let lines_of = |written: bool| {
@@ -142,7 +142,7 @@ mod tests {
                         let _inside = trace.span().enter();
                         let (trace_id, address) = (trace.context().trace_id(), cause.map(|_| [10, 0, 0, 7].into()));
                         let event = audit::Event {
-                            tool: Some(("list_users", schema)),
+                            tool: Some(tool),
                             took: Duration::from_micros(1_500),
                             attempts: 2,
                             backend_status: cause.map(|_| 503),

@@ -202,12 +202,27 @@ pub(in crate::telemetry) fn write_address(line: &mut String, address: IpAddr) {
         let _ = write!(line, "{address}");
         return;
     };
-    for (place, octet) in address.octets().into_iter().enumerate() {
-        if place > 0 {
-            line.push('.');
+    let (mut text, mut length) = (*b"255.255.255.255", 0);
+    let mut places = text.iter_mut();
+    let mut put = |character| {
+        if let Some(place) = places.next() {
+            *place = character;
+            length += 1;
         }
-        write_number(line, octet.into());
+    };
+    for (number, octet) in address.octets().into_iter().enumerate() {
+        if number > 0 {
+            put(b'.');
+        }
+        if octet >= 100 {
+            put(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            put(b'0' + octet / 10 % 10);
+        }
+        put(b'0' + octet % 10);
     }
+    line.push_str(text.get(..length).and_then(|text| str::from_utf8(text).ok()).unwrap_or_default());
 }
 
 /// Writes `,"name":"text"`. The name is one of ours, and needs no escaping.
