@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let token = |changes: serde_json::Value| {
         let mut claims = json!({
             "aud": options.client_id, "oid": "11111111-aaaa-4bbb-8ccc-dddddddddddd", "sub": "a-user-of-interop", "roles": null,
-            "azp": "22222222-aaaa-4bbb-8ccc-dddddddddddd", "scp": "users.read", "name": "A user",
+            "azp": "22222222-aaaa-4bbb-8ccc-dddddddddddd", "scp": "users.read tickets.read tickets.write data.read", "name": "A user",
         });
         if let (Some(claims), Some(changes)) = (claims.as_object_mut(), changes.as_object()) {
             claims.extend(changes.clone());

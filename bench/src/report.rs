@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::candidates::Name;
-use crate::plan::{Care, FULL_LOAD, Growth, Pace, SCENARIOS, Window, median};
+use crate::plan::{Care, Growth, Pace, SCENARIOS, Scenario, Window, median};
 
 /// Everything that a run has measured.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,14 +52,14 @@ impl Measured {
         median(self.windows(scenario).into_iter().filter_map(figure))
     }
 
-    /// The sum over all windows with full load.
-    fn total(&self, figure: impl Fn(&Window) -> f64) -> f64 {
-        self.windows.get(FULL_LOAD).into_iter().flatten().map(figure).sum()
+    /// The sum over all windows of a scenario.
+    fn total(&self, scenario: &str, figure: impl Fn(&Window) -> f64) -> f64 {
+        self.windows.get(scenario).into_iter().flatten().map(figure).sum()
     }
 
-    /// Calls a second with full load, as a share of another candidate's in the same round; of rounds that were quiet for both.
-    fn ratios_to(&self, other: &Self) -> Vec<f64> {
-        let [ours, theirs] = [self, other].map(|of| of.windows.get(FULL_LOAD).into_iter().flatten());
+    /// Calls a second, as a share of another candidate's in the same round; of rounds that were quiet for both.
+    fn ratios_to(&self, other: &Self, scenario: &str) -> Vec<f64> {
+        let [ours, theirs] = [self, other].map(|of| of.windows.get(scenario).into_iter().flatten());
         let is_quiet = |window: &Window| window.used.noise <= QUIET;
         ours.zip(theirs)
             .filter(|(ours, theirs)| is_quiet(ours) && is_quiet(theirs))
@@ -293,15 +293,26 @@ impl Results {
         let measured = settings.map(|name| Some((name, self.candidates.get(name.as_str())?)));
         let measured: Vec<_> = measured.into_iter().flatten().collect();
         let [(first, base), _, ..] = measured[..] else { return String::new() };
+        let mut out = String::new();
+        for Scenario { name: scenario, what, .. } in SCENARIOS.iter().filter(|scenario| scenario.pace == Pace::Closed) {
+            if base.windows.contains_key(*scenario) {
+                out.push_str(&Self::settings_in(scenario, what, first, base, &measured));
+            }
+        }
+        out
+    }
+
+    fn settings_in(scenario: &str, what: &str, first: Name, base: &Measured, measured: &[(Name, &Measured)]) -> String {
         let mut out = format!(
-            "\n| Setting, at 64 connections | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\
+            "\n| Setting, {what} | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\
              |---|---:|---:|---:|---|\n",
             first.as_str()
         );
         for (name, of) in measured {
-            let Some(rate) = of.median(FULL_LOAD, |window| Some(window.calls_per_second())) else { continue };
-            let cpu = of.total(|window| window.used.candidate * 1e6) / of.total(|window| window.tally.right as f64);
-            let mut ratios = of.ratios_to(base);
+            let Some(rate) = of.median(scenario, |window| Some(window.calls_per_second())) else { continue };
+            let cpu = of.total(scenario, |window| window.used.candidate * 1e6)
+                / of.total(scenario, |window| window.tally.right as f64);
+            let mut ratios = of.ratios_to(base, scenario);
             ratios.sort_by(f64::total_cmp);
             let [low, high] = [ratios.len() / 4, ratios.len() * 3 / 4].map(|at| ratios.get(at).copied());
             let ratio = show(median(ratios.iter().copied()));
