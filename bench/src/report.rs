@@ -302,6 +302,7 @@ impl Results {
         out
     }
 
+    /// The same for one scenario, which is full load.
     fn settings_in(scenario: &str, what: &str, first: Name, base: &Measured, measured: &[(Name, &Measured)]) -> String {
         let mut out = format!(
             "\n| Setting, {what} | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\

@@ -1,9 +1,9 @@
 //! The audit file: opened once, only ever appended to, by a thread of its own.
 //!
 //! Events are written to the file some milliseconds after they happened, many at once, and made safe on the disk within
-//! [`SYNC_EVERY`]; the head names the end of what is safe. A full disk, or any other failure to write, is said loudly and tried again every second; calls never wait for it. A write that
-//! stopped half-way goes on where it stopped, so that the chain stays whole. What finds no room in the queue meanwhile is counted,
-//! and the chain tells how many events it lacks.
+//! [`SYNC_EVERY`]; the head names the end of what is safe. A full disk, or any other failure to write, is said loudly and tried
+//! again every second; calls never wait for it. A write that stopped half-way goes on where it stopped, so that the chain stays
+//! whole. What finds no room in the queue meanwhile is counted, and the chain tells how many events it lacks.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -29,7 +29,7 @@ const QUEUED_EVENTS: usize = 8_192;
 const COLLECTING: Duration = Duration::from_millis(20);
 /// How often what was written is made safe, where events come all the time. The first after a pause is made safe at once.
 const SYNC_EVERY: Duration = Duration::from_millis(200);
-/// How often the head names the end, which costs as much again: at once after a pause, like that.
+/// How often the head names the end, which costs as much as making it safe. After a pause that is done at once, too.
 const NAME_EVERY: Duration = Duration::from_secs(1);
 /// How many records may be written and neither safe nor named: the head is behind by no more than these and one batch.
 const MOST_UNNAMED: u64 = 8_192;
