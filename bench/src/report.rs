@@ -292,41 +292,10 @@ impl Results {
         let settings = [Name::ServerQuiet, Name::Server, Name::ServerObserved, Name::ServerGuarded];
         let measured = settings.map(|name| Some((name, self.candidates.get(name.as_str())?)));
         let measured: Vec<_> = measured.into_iter().flatten().collect();
-        let [(first, base), _, ..] = measured[..] else { return String::new() };
-        let mut out = String::new();
-        for Scenario { name: scenario, what, .. } in SCENARIOS.iter().filter(|scenario| scenario.pace == Pace::Closed) {
-            if base.windows.contains_key(*scenario) {
-                out.push_str(&Self::settings_in(scenario, what, first, base, &measured));
-            }
-        }
-        out
-    }
-
-    /// The same for one scenario, which is full load.
-    fn settings_in(scenario: &str, what: &str, first: Name, base: &Measured, measured: &[(Name, &Measured)]) -> String {
-        let mut out = format!(
-            "\n| Setting, {what} | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\
-             |---|---:|---:|---:|---|\n",
-            first.as_str()
-        );
-        for (name, of) in measured {
-            let Some(rate) = of.median(scenario, |window| Some(window.calls_per_second())) else { continue };
-            let cpu = of.total(scenario, |window| window.used.candidate * 1e6)
-                / of.total(scenario, |window| window.tally.right as f64);
-            let mut ratios = of.ratios_to(base, scenario);
-            ratios.sort_by(f64::total_cmp);
-            let [low, high] = [ratios.len() / 4, ratios.len() * 3 / 4].map(|at| ratios.get(at).copied());
-            let ratio = show(median(ratios.iter().copied()));
-            let _ = writeln!(
-                out,
-                "| `{}` | {} | {cpu:.1} | {ratio} | {} to {} |",
-                name.as_str(),
-                thousands(rate),
-                show(low),
-                show(high)
-            );
-        }
-        out
+        let [base, _, ..] = measured[..] else { return String::new() };
+        let scenarios = SCENARIOS.iter().filter(|scenario| scenario.pace == Pace::Closed);
+        let scenarios = scenarios.filter(|scenario| base.1.windows.contains_key(scenario.name));
+        scenarios.map(|scenario| settings_in(scenario, base, &measured)).collect()
     }
 
     /// Where the candidate was not what bounded the rate.
@@ -359,6 +328,37 @@ impl Results {
             show(Some(server.kib_per_connection()?)),
         ))
     }
+}
+
+/// What settings cost in one scenario, beside the first of them.
+fn settings_in(
+    Scenario { name: scenario, what, .. }: &Scenario,
+    (first, base): (Name, &Measured),
+    measured: &[(Name, &Measured)],
+) -> String {
+    let mut out = format!(
+        "\n| Setting, {what} | calls/s | CPU µs per call | calls/s ÷ `{}` | in the middle half of the rounds |\n\
+         |---|---:|---:|---:|---|\n",
+        first.as_str()
+    );
+    for (name, of) in measured {
+        let Some(rate) = of.median(scenario, |window| Some(window.calls_per_second())) else { continue };
+        let cpu = of.total(scenario, |window| window.used.candidate * 1e6)
+            / of.total(scenario, |window| window.tally.right as f64);
+        let mut ratios = of.ratios_to(base, scenario);
+        ratios.sort_by(f64::total_cmp);
+        let [low, high] = [ratios.len() / 4, ratios.len() * 3 / 4].map(|at| ratios.get(at).copied());
+        let ratio = show(median(ratios.iter().copied()));
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {cpu:.1} | {ratio} | {} to {} |",
+            name.as_str(),
+            thousands(rate),
+            show(low),
+            show(high)
+        );
+    }
+    out
 }
 
 impl Measured {

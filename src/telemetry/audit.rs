@@ -122,7 +122,7 @@ impl Decision {
 #[derive(Debug, Clone)]
 pub struct Tool {
     pub(super) name: &'static str,
-    /// Its name, which is plain ASCII, and the hash of its input schema.
+    /// Its name and the hash of its input schema, as they stand among the fields of a record.
     fields: Arc<str>,
 }
 
@@ -315,8 +315,9 @@ impl Record {
             id,
             r#"","event.decision":""#,
             event.decision.as_str(),
+            "\"",
+            event.tool.map_or("", |tool| &tool.fields),
         ]);
-        push(&["\"", event.tool.map_or("", |tool| &tool.fields)]);
         if let Some(arguments) = &event.arguments {
             push(&[r#","arguments_sha256":""#, arguments.hex().as_str(), "\""]);
         }

@@ -598,6 +598,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_head_follows_while_the_server_runs_though_nothing_more_happens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let sink = FileSink::open(&path).unwrap();
+        let begun = Instant::now();
+        for record in 2..=4 {
+            // The first is named with the start or soon after it, the next too early for the head to be rewritten at once.
+            sink.send(event());
+            while read_head(&head_path(&path)).unwrap().is_none_or(|head| head.sequence < record) {
+                assert!(begun.elapsed() < Duration::from_secs(20), "record {record} is not named");
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(verify(&path).unwrap().records, record);
+        }
+        sink.close(Duration::from_secs(10)).await;
+    }
+
+    #[tokio::test]
     async fn a_full_disk_is_known_and_what_finds_no_room_is_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
