@@ -120,7 +120,7 @@ fn verify(results: &Results) -> anyhow::Result<()> {
 }
 
 /// How long candidates live that are measured side by side: a process has luck or bad luck with where its memory lies.
-const ROUNDS_OF_A_LIFE: u32 = 10;
+const ROUNDS_OF_A_LIFE: u32 = 2;
 
 fn run(arguments: &Arguments) -> anyhow::Result<Results> {
     let care = match arguments.short {

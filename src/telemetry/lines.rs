@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// So many lines are worth being written at once; more would drive out of the processor's cache what calls need.
-const ENOUGH: usize = 256;
+const ENOUGH: usize = 512;
 /// Memory that one burst needed and the next will not is given back.
 const KEPT: usize = 2 * ENOUGH;
 

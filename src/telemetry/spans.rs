@@ -311,7 +311,12 @@ impl Failure {
 }
 
 impl Record {
-    fn write(&self, span: &mut Message) {
+    /// As one of the spans of a batch.
+    fn write(&self, batch: &mut Message) {
+        batch.span(|span| self.write_fields(span));
+    }
+
+    fn write_fields(&self, span: &mut Message) {
         let kind = match self.about {
             About::Operation { .. } => Kind::Server,
             About::Attempt { .. } => Kind::Client,

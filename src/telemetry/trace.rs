@@ -24,7 +24,7 @@ const LONGEST_TRACESTATE: usize = 512;
 /// A W3C trace context, version 00: <https://www.w3.org/TR/trace-context/>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
-    trace_id: u128,
+    trace_id: TraceId,
     /// The span of whoever called us; ours when the trace begins here.
     span_id: u64,
     sampled: bool,
@@ -33,7 +33,7 @@ pub struct TraceContext {
 impl TraceContext {
     /// Begins a trace. The ids are unique, not secret: no system call is spent on them.
     pub fn begin() -> Self {
-        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), sampled: false }
+        Self { trace_id: TraceId::from(fastrand::u128(1..)), span_id: fastrand::u64(1..), sampled: false }
     }
 
     /// Reads a `traceparent`. Anything that is not well-formed is as good as absent, as the specification asks.
@@ -50,11 +50,11 @@ impl TraceContext {
             return None;
         }
         let context = Self {
-            trace_id: u128::from_str_radix(trace_id, 16).ok()?,
+            trace_id: u128::from_str_radix(trace_id, 16).ok()?.into(),
             span_id: u64::from_str_radix(span_id, 16).ok()?,
             sampled: u8::from_str_radix(flags, 16).ok()? & 1 == 1,
         };
-        (context.trace_id != 0 && context.span_id != 0).then_some(context)
+        (context.trace_id != TraceId::from(0) && context.span_id != 0).then_some(context)
     }
 
     /// The same, with this decision about whether it is recorded.
@@ -68,7 +68,7 @@ impl TraceContext {
     }
 
     pub(super) fn trace_id_bytes(self) -> [u8; 16] {
-        self.trace_id.to_be_bytes()
+        self.trace_id.0
     }
 
     pub(super) fn span_id_bytes(self) -> [u8; 8] {
@@ -78,7 +78,8 @@ impl TraceContext {
     /// Whether the trace is one of this share of all: the same for everybody who asks, as `traceidratio` wants it.
     pub(super) fn is_of_share(self, share: f64) -> bool {
         const ALL: f64 = (1_u64 << 63) as f64;
-        share >= 1.0 || (self.trace_id as u64 >> 1) < (share.max(0.0) * ALL) as u64
+        let lower = u128::from_be_bytes(self.trace_id.0) as u64;
+        share >= 1.0 || (lower >> 1) < (share.max(0.0) * ALL) as u64
     }
 
     /// The same trace, with a new span id: what the next hop, or one attempt, sees as its parent.
@@ -89,14 +90,14 @@ impl TraceContext {
 
     /// The 32 hexadecimal digits that logs, errors and headers share.
     pub fn trace_id(self) -> TraceId {
-        TraceId(self.trace_id)
+        self.trace_id
     }
 
     /// The `traceparent` header.
     pub fn header(self) -> HeaderValue {
         let mut text = *b"00-................................-................-00";
         if let Some(digits) = text.get_mut(3..35) {
-            write_hex(digits, &self.trace_id.to_be_bytes());
+            write_hex(digits, &self.trace_id.0);
         }
         if let Some(digits) = text.get_mut(36..52) {
             write_hex(digits, &self.span_id.to_be_bytes());
@@ -148,15 +149,22 @@ impl Trace {
     }
 }
 
-/// Displays as 32 lower-case hexadecimal digits.
+/// Displays as 32 lower-case hexadecimal digits. Kept as bytes, for what a number of that size is a part of has to lie at multiples of
+/// 16, and the allocator is slower there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct TraceId(u128);
+pub struct TraceId([u8; 16]);
+
+impl From<u128> for TraceId {
+    fn from(id: u128) -> Self {
+        Self(id.to_be_bytes())
+    }
+}
 
 impl TraceId {
     /// Writes the digits without the machinery of formatting.
     pub(super) fn write_to(self, text: &mut String) {
         let mut digits = [b'0'; 32];
-        write_hex(&mut digits, &self.0.to_be_bytes());
+        write_hex(&mut digits, &self.0);
         text.push_str(str::from_utf8(&digits).unwrap_or_default());
     }
 }
@@ -164,7 +172,7 @@ impl TraceId {
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut digits = [b'0'; 32];
-        write_hex(&mut digits, &self.0.to_be_bytes());
+        write_hex(&mut digits, &self.0);
         f.write_str(str::from_utf8(&digits).unwrap_or_default())
     }
 }

@@ -1,7 +1,7 @@
 //! The audit file: opened once, only ever appended to, by a thread of its own.
 //!
-//! Events are written to the file some milliseconds after they happened, many at once, and made safe on the disk within
-//! [`SYNC_EVERY`]; the head names the end of what is safe. A full disk, or any other failure to write, is said loudly and tried
+//! Events are written to the file within [`COLLECTING`] of when they happened, many at once, and made safe on the disk within
+//! [`COMMIT_EVERY`], which is when the head names their end. A full disk, or any other failure to write, is said loudly and tried
 //! again every second; calls never wait for it. A write that stopped half-way goes on where it stopped, so that the chain stays
 //! whole. What finds no room in the queue meanwhile is counted, and the chain tells how many events it lacks.
 
@@ -26,13 +26,11 @@ use crate::telemetry::logs::Rfc3339;
 /// How many events may wait for the disk.
 const QUEUED_EVENTS: usize = 8_192;
 /// How long the thread lets events gather before it writes them in one go.
-const COLLECTING: Duration = Duration::from_millis(20);
+const COLLECTING: Duration = Duration::from_millis(50);
 /// How often what was written is made safe, where events come all the time. The first after a pause is made safe at once.
-const SYNC_EVERY: Duration = Duration::from_millis(200);
-/// How often the head names the end, which costs as much as making it safe. After a pause that is done at once, too.
-const NAME_EVERY: Duration = Duration::from_secs(1);
-/// How many records may be written and neither safe nor named: the head is behind by no more than these and one batch.
-const MOST_UNNAMED: u64 = 8_192;
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How many records may be written and not safe: the head is behind by no more than these and one batch.
+const MOST_UNSAFE: u64 = 8_192;
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Records are written in pieces of about this size.
@@ -228,10 +226,8 @@ fn note(end: &mut Head, pending: &mut String, note: &Note) {
 /// What the thread writes to.
 trait Medium {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Makes what was appended safe.
-    fn sync(&mut self) -> io::Result<()>;
-    /// Names the end of what is safe.
-    fn name(&mut self, end: &Head) -> io::Result<()>;
+    /// Makes what was appended safe, and then names its end.
+    fn commit(&mut self, end: &Head) -> io::Result<()>;
 }
 
 struct Disk {
@@ -244,11 +240,8 @@ impl Medium for Disk {
         self.file.write(bytes)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn name(&mut self, end: &Head) -> io::Result<()> {
+    fn commit(&mut self, end: &Head) -> io::Result<()> {
+        self.file.sync_data()?;
         // Replaced as a whole, so that a crash leaves the old one or the new one.
         let next = self.head_path.with_extension("head.new");
         let mut head = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
@@ -264,8 +257,9 @@ struct Writer<M> {
     /// Records that are not in the file yet, and how much of them is written.
     pending: String,
     written: usize,
-    synced: Reached,
-    named: Reached,
+    /// The last record that is safe, and when it was made so.
+    safe: u64,
+    committed_at: Option<Instant>,
     /// How many events are not safe.
     unsafe_events: u64,
     state: Arc<State>,
@@ -279,8 +273,8 @@ impl<M: Medium> Writer<M> {
             end,
             pending: String::new(),
             written: 0,
-            synced: Reached::default(),
-            named: Reached::default(),
+            safe: 0,
+            committed_at: None,
             unsafe_events: 0,
             state,
             lost_and_told: 0,
@@ -321,7 +315,20 @@ impl<M: Medium> Writer<M> {
 
     /// How long there is nothing to do but wait for events.
     fn patience(&self) -> Duration {
-        self.synced.patience(&self.end, SYNC_EVERY).min(self.named.patience(&self.end, NAME_EVERY))
+        const FOR_EVER: Duration = Duration::from_secs(3_600);
+        let since = self.committed_at.map_or(Duration::MAX, |at| at.elapsed());
+        if self.is_safe() { FOR_EVER } else { COMMIT_EVERY.saturating_sub(since) }
+    }
+
+    fn is_safe(&self) -> bool {
+        self.end.sequence == self.safe
+    }
+
+    /// Whether what is written has to be made safe now.
+    fn is_due(&self) -> bool {
+        let is_much = self.end.sequence - self.safe >= MOST_UNSAFE;
+        let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
+        !self.is_safe() && (is_much || is_urgent || self.patience().is_zero())
     }
 
     /// Writes what is pending, and how much was lost meanwhile; true when it could not, and there is no time to try again.
@@ -372,43 +379,12 @@ impl<M: Medium> Writer<M> {
         self.pending.clear();
         self.pending.shrink_to(KEPT_BYTES);
         self.written = 0;
-        let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
-        let is_due = |last: &Reached, every| {
-            let is_much = self.end.sequence - last.sequence >= MOST_UNNAMED;
-            last.patience(&self.end, if is_much || is_urgent { Duration::ZERO } else { every }).is_zero()
-        };
-        let (sync, name) = (is_due(&self.synced, SYNC_EVERY), is_due(&self.named, NAME_EVERY));
-        // What is named is safe.
-        if sync || (name && self.synced.sequence != self.end.sequence) {
-            self.disk.sync()?;
-            self.synced = Reached::now(&self.end);
+        if self.is_due() {
+            self.disk.commit(&self.end)?;
+            (self.safe, self.committed_at) = (self.end.sequence, Some(Instant::now()));
             self.unsafe_events = 0;
         }
-        if name {
-            self.disk.name(&self.end)?;
-            self.named = Reached::now(&self.end);
-        }
         Ok(())
-    }
-}
-
-/// The last record with which something was done, and when.
-#[derive(Default)]
-struct Reached {
-    sequence: u64,
-    at: Option<Instant>,
-}
-
-impl Reached {
-    fn now(end: &Head) -> Self {
-        Self { sequence: end.sequence, at: Some(Instant::now()) }
-    }
-
-    /// How long it is until it shall be done again, if it is done so often.
-    fn patience(&self, end: &Head, every: Duration) -> Duration {
-        const FOR_EVER: Duration = Duration::from_secs(3_600);
-        let since = self.at.map_or(Duration::MAX, |at| at.elapsed());
-        if self.sequence == end.sequence { FOR_EVER } else { every.saturating_sub(since) }
     }
 }
 
@@ -505,8 +481,6 @@ mod tests {
     #[derive(Default)]
     struct Contents {
         bytes: Vec<u8>,
-        /// How many of them are safe.
-        synced: usize,
         head: Option<Head>,
         requests: usize,
     }
@@ -523,21 +497,10 @@ mod tests {
             Ok(taken)
         }
 
-        fn sync(&mut self) -> io::Result<()> {
+        fn commit(&mut self, end: &Head) -> io::Result<()> {
             let mut disk = self.0.lock().unwrap();
             disk.requests += 1;
             if disk.requests.is_multiple_of(3) {
-                return Err(ErrorKind::StorageFull.into());
-            }
-            disk.synced = disk.bytes.len();
-            Ok(())
-        }
-
-        fn name(&mut self, end: &Head) -> io::Result<()> {
-            let mut disk = self.0.lock().unwrap();
-            assert_eq!(disk.synced, disk.bytes.len(), "what is named is safe");
-            disk.requests += 1;
-            if disk.requests.is_multiple_of(4) {
                 return Err(ErrorKind::StorageFull.into());
             }
             disk.head = Some(end.clone());
@@ -571,30 +534,24 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_made_safe_more_often_than_it_is_named_and_both_at_once_after_a_pause() {
+    fn the_end_is_made_safe_at_once_after_a_pause_and_then_from_time_to_time() {
         let disk = Moody(Arc::default());
         let mut writer = Writer::new(disk.clone(), Head::start(), Arc::default());
-        let mut append = |synced_before: Duration, named_before: Duration| {
-            let ago = |before| Instant::now().checked_sub(before);
-            (writer.synced.at, writer.named.at) = (ago(synced_before), ago(named_before));
+        let mut append = |records: u64, committed_before: Duration| {
+            writer.committed_at = Instant::now().checked_sub(committed_before);
             // Past the moods of the disk.
             disk.0.lock().unwrap().requests = 0;
             writer.pending.push('\n');
-            writer.end.sequence += 1;
-            writer.written = 0;
+            writer.end.sequence += records;
             writer.write().unwrap();
-            let waits = writer.patience();
-            let disk = disk.0.lock().unwrap();
-            let named = disk.head.as_ref().map_or(0, |head| head.sequence);
-            (disk.synced, named, waits > SYNC_EVERY / 2, waits > NAME_EVERY)
+            (disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), writer.patience() > COMMIT_EVERY)
         };
-        assert_eq!(append(SYNC_EVERY, NAME_EVERY), (1, 1, true, true));
-        assert_eq!(append(Duration::ZERO, Duration::ZERO), (1, 1, true, false));
-        assert_eq!(append(SYNC_EVERY, SYNC_EVERY), (3, 1, true, false));
-        assert_eq!(append(Duration::ZERO, NAME_EVERY), (4, 4, true, true));
-        writer.end.sequence += MOST_UNNAMED;
-        assert!(writer.write().is_ok());
-        assert_eq!(disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), Some(4 + MOST_UNNAMED));
+        assert_eq!(append(1, COMMIT_EVERY), (Some(1), true));
+        assert_eq!(append(1, Duration::ZERO), (Some(1), false));
+        assert_eq!(append(1, COMMIT_EVERY / 2), (Some(1), false));
+        assert_eq!(append(1, COMMIT_EVERY), (Some(4), true));
+        assert_eq!(append(MOST_UNSAFE - 1, Duration::ZERO), (Some(4), false));
+        assert_eq!(append(1, Duration::ZERO), (Some(4 + MOST_UNSAFE), true));
     }
 
     #[tokio::test]
@@ -604,10 +561,10 @@ mod tests {
         let sink = FileSink::open(&path).unwrap();
         let begun = Instant::now();
         for record in 2..=4 {
-            // The first is named with the start or soon after it, the next too early for the head to be rewritten at once.
+            // The first is made safe with the start or soon after it, the next comes too early for that.
             sink.send(event());
             while read_head(&head_path(&path)).unwrap().is_none_or(|head| head.sequence < record) {
-                assert!(begun.elapsed() < Duration::from_secs(20), "record {record} is not named");
+                assert!(begun.elapsed() < Duration::from_secs(20), "record {record} is not safe");
                 tokio::task::yield_now().await;
             }
             assert_eq!(verify(&path).unwrap().records, record);

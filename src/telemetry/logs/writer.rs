@@ -16,11 +16,11 @@ use crate::telemetry::lines::Lines;
 /// How many lines may wait for stdout; the two that end a call wait as one.
 const QUEUED_LINES: usize = 8_192;
 /// How long the thread lets lines gather before it writes them in one go.
-const COLLECTING: Duration = Duration::from_millis(10);
+const COLLECTING: Duration = Duration::from_millis(50);
 /// How long the end of the process waits for somebody to read the last lines.
 const LAST_LINES: Duration = Duration::from_secs(3);
 /// Lines are written in pieces of about this size.
-const WRITTEN_AT_ONCE: usize = 32 * 1024;
+const WRITTEN_AT_ONCE: usize = 64 * 1024;
 /// Most lines fit.
 const USUAL_BYTES: usize = 512;
 

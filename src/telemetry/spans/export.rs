@@ -56,28 +56,26 @@ pub(super) struct Exporter {
 struct Batch {
     /// What stands before the spans tells their size: there is so much room for it, and it is put there at the end.
     room: usize,
-    bytes: Vec<u8>,
+    message: Message,
     spans: u64,
-    /// Where each is written first.
-    span: Message,
 }
 
 impl Batch {
     fn lay_out(&mut self, spans: &[Ended]) {
         for record in spans {
-            record.write(&mut self.span);
-            self.span.add_to(&mut self.bytes);
+            record.write(&mut self.message);
         }
         self.spans += spans.len() as u64;
     }
 
-    fn into_export(mut self, resource: &[u8], scope: &[u8]) -> Bytes {
-        let envelope = Message::envelope(resource, scope, self.bytes.len().saturating_sub(self.room));
+    fn into_export(self, resource: &[u8], scope: &[u8]) -> Bytes {
+        let mut bytes = self.message.into_bytes();
+        let envelope = Message::envelope(resource, scope, bytes.len().saturating_sub(self.room));
         let start = self.room.saturating_sub(envelope.len());
-        for (to, from) in self.bytes.iter_mut().skip(start).zip(envelope) {
+        for (to, from) in bytes.iter_mut().skip(start).zip(envelope) {
             *to = from;
         }
-        let mut export = Bytes::from(self.bytes);
+        let mut export = Bytes::from(bytes);
         export.advance(start);
         export
     }
@@ -134,7 +132,7 @@ impl Exporter {
                     tokio::task::yield_now().await;
                 }
                 Next::Send => {
-                    let next = self.begin_batch(batch.bytes.len());
+                    let next = self.begin_batch(batch.message.len());
                     self.export(mem::replace(&mut batch, next)).await;
                 }
                 Next::Flushed(done) => _ = done.send(()),
@@ -145,9 +143,7 @@ impl Exporter {
     /// A batch that will have about so many bytes.
     fn begin_batch(&self, bytes: usize) -> Batch {
         let room = Message::longest_envelope(&self.resource, &self.scope);
-        let mut batch = Batch { room, bytes: Vec::with_capacity(bytes.max(room)), spans: 0, span: Message::default() };
-        batch.bytes.resize(room, 0);
-        batch
+        Batch { room, message: Message::with_room(room, bytes), spans: 0 }
     }
 
     /// Sends one batch, and gives it up where the collector does not want it.
