@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use http::HeaderValue;
 use tracing::{info, warn};
 
+use super::logs::line::Digits;
 use super::trace::{RequestTrace, Trace, TraceContext};
 use crate::settings::{RootSampler, Sampling, TraceSettings};
 use export::Exporter;
@@ -108,8 +109,8 @@ impl Spans {
         let link = request.link().map(|link| Box::new((link.context, link.state.clone())));
         let span = ours.recording.as_ref().map(|recording| {
             let about = About::Operation {
-                protocol: operation.protocol,
                 request_id: operation.request_id.bounded(),
+                protocol: operation.protocol,
                 client_address: operation.client_address,
                 link,
             };
@@ -280,8 +281,8 @@ type Ended = Box<Record>;
 #[derive(Debug)]
 enum About {
     Operation {
-        protocol: Option<&'static str>,
         request_id: RequestId,
+        protocol: Option<&'static str>,
         client_address: Option<IpAddr>,
         /// Another trace that the request belongs to as well.
         link: Option<Box<(TraceContext, Option<HeaderValue>)>>,
@@ -312,31 +313,29 @@ impl Failure {
 
 impl Record {
     /// As one of the spans of a batch.
-    fn write(&self, batch: &mut Message) {
-        batch.span(|span| self.write_fields(span));
+    fn write(&self, batch: &mut Message, client: &mut Client) {
+        batch.span(|span| self.write_fields(span, client));
     }
 
-    fn write_fields(&self, span: &mut Message) {
+    fn write_fields(&self, span: &mut Message, client: &mut Client) {
         let kind = match self.about {
             About::Operation { .. } => Kind::Server,
             About::Attempt { .. } => Kind::Client,
         };
         span.begin_span(kind, self.context, self.state.as_deref(), self.parent, self.start, &self.description.0);
         match &self.about {
-            About::Operation { protocol, request_id, client_address, link } => {
+            About::Operation { request_id, protocol, client_address, link } => {
                 if let Some(link) = link {
                     span.link(link.0, link.1.as_ref());
                 }
                 match request_id {
-                    RequestId::Number(id) => span.text(names::REQUEST_ID, &id.to_string()),
+                    RequestId::Number(id) => match u64::try_from(*id) {
+                        Ok(id) => span.text(names::REQUEST_ID, Digits::of(id).as_str()),
+                        Err(_) => span.text(names::REQUEST_ID, &id.to_string()),
+                    },
                     RequestId::Text(id) => span.text(names::REQUEST_ID, id),
                 }
-                if let Some(protocol) = protocol {
-                    span.text(names::PROTOCOL, protocol);
-                }
-                if let Some(address) = client_address {
-                    span.address(names::CLIENT_ADDRESS, *address);
-                }
+                span.append(client.attributes(*protocol, *client_address));
             }
             About::Attempt { resends: 0 } => {}
             About::Attempt { resends } => span.integer(names::RESENDS, *resends),
@@ -357,6 +356,30 @@ impl Record {
             span.failure(why);
         }
         span.end(self.end);
+    }
+}
+
+/// What a request says of its client, written once for all in a row that say the same.
+#[derive(Debug, Default)]
+struct Client {
+    protocol: Option<&'static str>,
+    address: Option<IpAddr>,
+    attributes: Message,
+}
+
+impl Client {
+    fn attributes(&mut self, protocol: Option<&'static str>, address: Option<IpAddr>) -> &Message {
+        if (self.protocol, self.address) != (protocol, address) {
+            let mut attributes = Message::default();
+            if let Some(protocol) = protocol {
+                attributes.text(names::PROTOCOL, protocol);
+            }
+            if let Some(address) = address {
+                attributes.address(names::CLIENT_ADDRESS, address);
+            }
+            *self = Self { protocol, address, attributes };
+        }
+        &self.attributes
     }
 }
 

@@ -111,10 +111,10 @@ impl TraceContext {
     }
 }
 
-/// Fills the digits with bytes in hexadecimal. Written out because it happens several times a call, and formatting is slow.
+/// Fills the digits with bytes in hexadecimal. Written out because it happens several times a call, and formatting is slow; without a table,
+/// so that many digits are made at once.
 pub(super) fn write_hex(digits: &mut [u8], bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
+    let digit = |nibble: u8| nibble.wrapping_add(if nibble < 10 { b'0' } else { b'a' - 10 });
     for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
         *pair = [digit(byte >> 4), digit(byte & 0xf)];
     }

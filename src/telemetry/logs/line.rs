@@ -190,10 +190,16 @@ impl fmt::Display for Milliseconds {
 pub(in crate::telemetry) fn write_milliseconds(line: &mut String, took: Duration) {
     let micros = took.as_micros() as u64;
     write_number(line, micros / 1_000);
+    let rest = (micros % 1_000) as u32;
+    let length = match rest {
+        0 => return,
+        _ if rest.is_multiple_of(100) => 2,
+        _ if rest.is_multiple_of(10) => 3,
+        _ => 4,
+    };
     let mut fraction = *b".000";
-    write_digits(fraction.get_mut(1..), (micros % 1_000) as u32);
-    let fraction = str::from_utf8(&fraction).unwrap_or_default().trim_end_matches('0');
-    line.push_str(if fraction == "." { "" } else { fraction });
+    write_digits(fraction.get_mut(1..), rest);
+    line.push_str(fraction.get(..length).and_then(|fraction| str::from_utf8(fraction).ok()).unwrap_or_default());
 }
 
 /// Writes an address. Nearly all are IPv4.
@@ -435,7 +441,7 @@ mod tests {
             write_number(&mut line, number);
             assert_eq!(line, number.to_string());
         }
-        for micros in [0, 1, 120, 999, 1_000, 1_500, 123_456, 60_000_000] {
+        for micros in [0, 1, 10, 100, 120, 999, 1_000, 1_100, 1_010, 1_500, 123_456, 60_000_000] {
             let mut line = String::new();
             write_milliseconds(&mut line, Duration::from_micros(micros));
             assert_eq!(line, (micros as f64 / 1_000.0).to_string());

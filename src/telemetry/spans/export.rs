@@ -21,7 +21,7 @@ use url::Url;
 
 use super::queue::{Next, Queue};
 use super::wire::Message;
-use super::{Counts, Ended};
+use super::{Client, Counts, Ended};
 use crate::settings::TraceSettings;
 
 /// A collector that takes longer to accept a connection is not there.
@@ -58,12 +58,14 @@ struct Batch {
     room: usize,
     message: Message,
     spans: u64,
+    /// What the last request said of its client.
+    client: Client,
 }
 
 impl Batch {
     fn lay_out(&mut self, spans: &[Ended]) {
         for record in spans {
-            record.write(&mut self.message);
+            record.write(&mut self.message, &mut self.client);
         }
         self.spans += spans.len() as u64;
     }
@@ -143,7 +145,7 @@ impl Exporter {
     /// A batch that will have about so many bytes.
     fn begin_batch(&self, bytes: usize) -> Batch {
         let room = Message::longest_envelope(&self.resource, &self.scope);
-        Batch { room, message: Message::with_room(room, bytes), spans: 0 }
+        Batch { room, message: Message::with_room(room, bytes), spans: 0, client: Client::default() }
     }
 
     /// Sends one batch, and gives it up where the collector does not want it.

@@ -92,7 +92,12 @@ impl Message {
         }
         self.number(6, kind as u64);
         self.fixed64(7, start);
-        self.0.extend_from_slice(&description.0);
+        self.append(description);
+    }
+
+    /// Adds fields that are written already.
+    pub(super) fn append(&mut self, fields: &Self) {
+        self.0.extend_from_slice(&fields.0);
     }
 
     /// The name, in parts.
