@@ -259,7 +259,8 @@ mod tests {
         /// Whatever the lengths are, a reader of OTLP finds what was said.
         #[test]
         fn what_is_written_is_what_is_read(
-            text in ".{0,300}", times in prop_oneof![Just(1), Just(70)], integer: u32, why in "[a-z]{0,200}", start: u64, end: u64, spans in 0..4_usize,
+            text in ".{0,300}", times in prop_oneof![Just(1), Just(70)], integer: u32, why in "[a-z]{0,200}",
+            start: u64, end: u64, spans in 0..4_usize,
         ) {
             let text = text.repeat(times);
             let ours = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").unwrap();
