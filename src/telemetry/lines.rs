@@ -173,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn few_lines_gather_no_longer_than_they_may() {
+        let lines = Lines::<_, ()>::new(ENOUGH);
+        let begun = std::time::Instant::now();
+        assert!(lines.add(1));
+        lines.gather(SOON);
+        let gathered = begun.elapsed();
+        assert!(gathered >= SOON && gathered < Duration::from_secs(10), "{gathered:?}");
+        let mut taken = Vec::new();
+        assert!(lines.take(&mut taken, SOON).is_none());
+        assert_eq!(taken, [1]);
+    }
+
+    #[test]
     fn a_thread_that_waits_is_woken_by_a_line_and_by_the_end() {
         let lines = Arc::new(Lines::new(10));
         let (seen, taken) = std::sync::mpsc::channel();

@@ -1,7 +1,7 @@
 //! The audit file: opened once, only ever appended to, by a thread of its own.
 //!
-//! Events are written to the file within [`COLLECTING`] of when they happened, many at once, and made safe on the disk within
-//! [`COMMIT_EVERY`], which is when the head names their end. A full disk, or any other failure to write, is said loudly and tried
+//! Where the disk keeps up, events are written to the file within [`COLLECTING`] of when they happened, many at once, and made safe on the
+//! disk within [`COMMIT_EVERY`], which is when the head names their end. A full disk, or any other failure to write, is said loudly and tried
 //! again every second; calls never wait for it. A write that stopped half-way goes on where it stopped, so that the chain stays
 //! whole. What finds no room in the queue meanwhile is counted, and the chain tells how many events it lacks.
 

@@ -59,20 +59,21 @@ impl Message {
 
     /// Adds a span to a batch, written by `write`.
     pub(super) fn span(&mut self, write: impl FnOnce(&mut Self)) {
-        // Its length stands before it, in two bytes, which is enough for nearly all, and is told at the end.
         self.0.reserve(USUAL_BYTES);
-        self.0.extend_from_slice(&[2 << 3 | Wire::Bytes as u8, 0, 0]);
-        let start = self.0.len();
+        self.0.push(2 << 3 | Wire::Bytes as u8);
+        // Its length stands before it, in two bytes, which is enough for nearly all, and is told at the end.
+        let place = self.0.len()..self.0.len() + 2;
+        self.0.extend_from_slice(&[0, 0]);
         write(self);
-        let length = self.0.len() - start;
-        let place = start - 2..start;
+        let length = self.0.len().saturating_sub(place.end);
         match self.0.get_mut(place.clone()) {
             Some([low, high]) if length < 1 << 14 => (*low, *high) = (length as u8 | 0x80, (length >> 7) as u8),
-            _ => {
+            Some(_) => {
                 let mut longer = Self::default();
                 longer.varint(length as u64);
                 self.0.splice(place, longer.0);
             }
+            None => {}
         }
     }
 
