@@ -22,6 +22,7 @@ use secrecy::SecretString;
 
 pub use crate::settings::Permission;
 use crate::settings::PermissionNames;
+use crate::telemetry::audit::Subject;
 pub use step_up::StepUp;
 pub(crate) use verifier::v2_issuer;
 pub use verifier::{Recalled, Verifier, VerifierError, inspect};
@@ -93,30 +94,34 @@ pub struct Identity {
     assertion: Option<SecretString>,
 }
 
-/// What a good token says. Its texts are shared, for each call is written down with them.
+/// What a good token says.
 #[derive(Debug)]
 struct Said {
-    tenant: Arc<str>,
-    object: Arc<str>,
-    app: Arc<str>,
+    /// Shared, for each call is written down with it.
+    subject: Arc<Subject>,
     delegated: bool,
     permissions: Permissions,
 }
 
 impl Identity {
+    /// The caller as the audit names it.
+    pub fn subject(&self) -> &Arc<Subject> {
+        &self.said.subject
+    }
+
     /// `tid`: the tenant that vouches for the rest.
-    pub fn tenant(&self) -> &Arc<str> {
-        &self.said.tenant
+    pub fn tenant(&self) -> &str {
+        &self.said.subject.tenant
     }
 
     /// `oid`: the user, or the service principal of an app that calls by itself.
-    pub fn object(&self) -> &Arc<str> {
-        &self.said.object
+    pub fn object(&self) -> &str {
+        &self.said.subject.object
     }
 
     /// `azp` or `appid`: the client that the token was issued to.
-    pub fn app(&self) -> &Arc<str> {
-        &self.said.app
+    pub fn app(&self) -> &str {
+        &self.said.subject.app
     }
 
     /// Whether an app calls on behalf of a user, and not by itself.

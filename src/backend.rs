@@ -54,7 +54,7 @@ pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
 use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
-use crate::telemetry::spans::{Description, Span};
+use crate::telemetry::spans::{self, Description, Recording};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE, Trace, TraceContext};
 use retry::Attempts;
 
@@ -125,6 +125,8 @@ pub struct Call {
     deadline: Instant,
     timeout: Duration,
     trace: Trace,
+    /// Where it is traced, if it is.
+    recording: Option<Recording>,
     bearer: Bearer,
     told: Option<Told>,
     attempts: AtomicU32,
@@ -150,6 +152,11 @@ impl Call {
     /// The `Idempotency-Key` that went along with its write, if there was one.
     pub fn idempotency_key(&self) -> Option<&str> {
         self.idempotency_key.get().map(String::as_str)
+    }
+
+    /// Where it is traced, if it is.
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
     }
 
     /// How long the backend had it, in all attempts together.
@@ -258,9 +265,9 @@ impl BackendClient {
         Self { users: Some(users), ..self }
     }
 
-    /// Starts the clock of one tool call.
-    pub fn begin_call_for(&self, trace: Trace, caller: Option<Principal<'_>>) -> Call {
-        let mut call = self.begin_call(trace);
+    /// Starts the clock of one tool call, which is recorded there if it is traced.
+    pub fn begin_call_for(&self, trace: Trace, recording: Option<Recording>, caller: Option<Principal<'_>>) -> Call {
+        let mut call = Call { recording, ..self.begin_call(trace) };
         if let BackendAuth::OnBehalfOf { app_fallback } = self.auth {
             call.bearer = Bearer::on_behalf_of(caller, app_fallback);
         }
@@ -280,6 +287,7 @@ impl BackendClient {
             deadline: Instant::now() + self.timeout,
             timeout: self.timeout,
             trace,
+            recording: None,
             bearer: Bearer::Server,
             told: None,
             attempts: AtomicU32::new(0),
@@ -429,12 +437,8 @@ impl BackendClient {
         let (started, context) = (Instant::now(), call.trace.context.child());
         let resends = call.attempts.fetch_add(1, Relaxed);
         call.attempt_status.store(0, Relaxed);
-        let span = self
-            .descriptions
-            .get(request.route as usize)
-            .and_then(|description| call.trace.attempt(context, description, resends, started.into_std()));
-        let mut asking =
-            Asking { metrics: &self.metrics, call, route: request.route, started, outcome: Exchange::Cancelled, span };
+        let (route, outcome) = (request.route, Exchange::Cancelled);
+        let mut asking = Asking { client: self, call, route, context, resends, started, outcome };
         let answer = match timeout_at(call.deadline, self.ask(call, request, token, context)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
@@ -570,24 +574,29 @@ impl Outgoing {
 
 /// One exchange on its way: counted and traced when it is dropped, also when that is because its client left.
 struct Asking<'a> {
-    metrics: &'a Metrics,
+    client: &'a BackendClient,
     call: &'a Call,
     route: Route,
+    context: TraceContext,
+    resends: u32,
     started: Instant,
     outcome: Exchange,
-    /// Where the call is traced, if it is.
-    span: Option<Span>,
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
-        if let Some(span) = self.span.take() {
-            let failure = (self.outcome != Exchange::Success).then(|| self.outcome.as_str());
-            span.end_attempt(some_status(&self.call.attempt_status), failure, took);
+        let Self { client, call, route, context, resends, started, outcome } = *self;
+        let took = started.elapsed();
+        if let Some(recording) = &call.recording
+            && let Some(description) = client.descriptions.get(route as usize)
+        {
+            let (status, error) =
+                (some_status(&call.attempt_status), (outcome != Exchange::Success).then(|| outcome.as_str()));
+            let started = started.into_std();
+            recording.attempt(&spans::Attempt { context, description, resends, started, took, status, error });
         }
-        self.call.at_backend_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
-        self.metrics.backend_asked(self.route as usize, self.outcome, took);
+        call.at_backend_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        client.metrics.backend_asked(route as usize, outcome, took);
     }
 }
 

@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -27,7 +27,7 @@ use crate::settings::{AuditSettings, BackendSettings, TraceSettings};
 use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::logs::{self, LogGuard, Told};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::spans::{Description, Operation, RequestId, Spans};
+use crate::telemetry::spans::{Attempt, Description, Operation, RequestId, Spans};
 use crate::telemetry::trace::RequestTrace;
 use crate::tools::{self, TOOL_NAMES, ToolServer, Wiring};
 
@@ -166,19 +166,26 @@ pub fn descriptions() -> (Description, Description) {
 
 /// The two spans of a call.
 pub fn trace_call(spans: &Spans, trace: &RequestTrace, described: &(Description, Description)) {
-    let started = Instant::now();
-    let operation = Operation {
+    let (started, took) = (Instant::now(), Duration::from_micros(123));
+    let (onward, recording) = spans.begin(trace, started);
+    let Some(recording) = recording else { return };
+    recording.attempt(&Attempt {
+        context: onward.context.child(),
+        description: &described.1,
+        resends: 0,
         started,
+        took,
+        status: Some(200),
+        error: None,
+    });
+    let operation = Operation {
+        request: trace,
         description: &described.0,
         protocol: Some("2025-11-25"),
         request_id: RequestId::Number(4711),
         client_address: Some(IpAddr::from([127, 0, 0, 1])),
+        ended: SystemTime::now(),
+        took,
     };
-    let (onward, span) = spans.operation(trace, &operation);
-    if let Some(attempt) = onward.attempt(onward.context.child(), &described.1, 0, started) {
-        attempt.end_attempt(Some(200), None, started.elapsed());
-    }
-    if let Some(span) = span {
-        span.end_tool_call(None, started.elapsed());
-    }
+    recording.end_tool_call(operation, None);
 }

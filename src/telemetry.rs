@@ -5,4 +5,5 @@ mod lines;
 pub mod logs;
 pub mod metrics;
 pub mod spans;
+mod text;
 pub mod trace;

@@ -24,7 +24,7 @@ mod users;
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 use rmcp::model::{
@@ -286,14 +286,14 @@ impl ToolServer {
         answer: impl FnOnce() -> Result<T, ErrorData>,
     ) -> Result<T, ErrorData> {
         let started = Instant::now();
-        let span = self.shared.spans.as_ref().and_then(|_| {
-            let description = Description::of_operation(operation.method(), None);
-            self.operation(&description, &Origin::of(context), started).1
-        });
         let answer = answer();
         let (error, took) = (answer.as_ref().err().map(|error| error.code.0), started.elapsed());
-        if let Some(span) = span {
-            span.end_request(error, took);
+        if let Some(spans) = &self.shared.spans {
+            let origin = Origin::of(context);
+            if let Some(recording) = spans.begin(&origin.trace, started).1 {
+                let description = Description::of_operation(operation.method(), None);
+                recording.end_request(origin.operation(&description, SystemTime::now(), took), error);
+            }
         }
         let protocol = protocol.as_ref().map_or("", ProtocolVersion::as_str);
         self.shared.metrics.operation_ended(operation, protocol, error, took);

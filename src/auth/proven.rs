@@ -75,12 +75,14 @@ fn name(token: &str) -> Name {
 mod tests {
     use super::*;
     use crate::auth::Permissions;
+    use crate::telemetry::audit::Subject;
 
     #[test]
     fn what_is_remembered_is_bounded_and_a_token_is_good_within_its_times_only() {
         let said = || {
-            let [tenant, object, app] = ["t", "o", "a"].map(Arc::from);
-            Arc::new(Said { tenant, object, app, delegated: false, permissions: Permissions::default() })
+            let [tenant, object, app] = ["t", "o", "a"].map(Box::from);
+            let subject = Arc::new(Subject { tenant, object, app });
+            Arc::new(Said { subject, delegated: false, permissions: Permissions::default() })
         };
         let proof = |good| Proof { said: said(), tenant: 0, key: Key::any(), good };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

@@ -299,7 +299,7 @@ async fn an_identity_says_who_it_is_and_keeps_its_token_only_for_those_who_excha
         let token = entra.caller_token(DemoCaller::Writer, &json!({}));
         let identity = verifier.verify(&token).await.unwrap();
         let writer = (TENANT_ID, DemoCaller::Writer.object_id(), true);
-        assert_eq!((&**identity.tenant(), &**identity.object(), identity.is_delegated()), writer);
+        assert_eq!((identity.tenant(), identity.object(), identity.is_delegated()), writer);
         assert_eq!(identity.assertion().is_some(), keep);
         assert!(!format!("{identity:?}").contains("eyJ"));
         let caller = Caller::unauthenticated([127, 0, 0, 1].into()).identified(identity);
@@ -375,7 +375,7 @@ async fn each_tenant_has_issuers_of_its_own() {
     let (entra, verifier) =
         verifier(&EntraInbound { tenants: vec![other.to_owned(), TENANT_ID.to_owned()], ..inbound() }, false).await;
     let good = entra.caller_token(DemoCaller::Reader, &json!({}));
-    assert_eq!(&**verifier.verify(&good).await.unwrap().tenant(), TENANT_ID);
+    assert_eq!(verifier.verify(&good).await.unwrap().tenant(), TENANT_ID);
     // The stand-in does not know the other tenant and publishes no keys for it.
     let issuer = entra.issuer(TokenVersion::V2).replace(TENANT_ID, other);
     let token = entra.caller_token(DemoCaller::Reader, &json!({ "iss": issuer, "tid": other }));

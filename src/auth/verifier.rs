@@ -17,6 +17,7 @@ use super::keys::{KeyEndpoint, KeySource, TenantKeys, Undecided};
 use super::proven::{Proof, ProvenTokens};
 use super::{Identity, Permissions, Refusal, Said, Verdict};
 use crate::settings::{EntraInbound, PermissionNames};
+use crate::telemetry::audit::Subject;
 
 /// How far the clocks of Entra and of this machine may be apart, in seconds.
 const LEEWAY: u64 = 60;
@@ -246,8 +247,9 @@ impl Verifier {
         if permissions.is_empty() {
             return Err(Refusal::NoPermission);
         }
-        let [tenant, object, app] = [tenant.id.as_str(), &object, &app].map(Arc::from);
-        Ok(Said { tenant, object, app, delegated: claims.scp.is_some(), permissions })
+        let [tenant, object, app] = [tenant.id.as_str(), &object, &app].map(Box::from);
+        let subject = Arc::new(Subject { tenant, object, app });
+        Ok(Said { subject, delegated: claims.scp.is_some(), permissions })
     }
 }
 

@@ -537,7 +537,7 @@ impl World {
     /// One call from its begin to its end, held to what a caller may expect.
     async fn call(self: Arc<Self>, client: Arc<BackendClient>, number: u64, write: bool) -> Result<(), BackendError> {
         let trace = format!("00-{number:032x}-{number:016x}-00");
-        let trace = Trace { context: TraceContext::parse(&trace).unwrap(), state: None, recording: None };
+        let trace = Trace { context: TraceContext::parse(&trace).unwrap(), state: None };
         let (began, call) = (Instant::now(), client.begin_call(trace));
         self.calls.fetch_add(1, Relaxed);
         let answer = if write {

@@ -23,10 +23,9 @@ pub use file::OpenError;
 use file::{End, FileSink};
 
 use super::lines::Reserved;
-use super::logs::line::{
-    Escaped, OurLine, our_place, write_address, write_milliseconds, write_number, write_text, write_time,
-};
-use super::logs::{CallLine, Line, Told, hand_past_events};
+use super::logs::line::{OurLine, our_place};
+use super::logs::{Line, Told, hand_past_events};
+use super::text::Text;
 use super::trace::TraceId;
 use crate::settings::AuditSettings;
 
@@ -40,7 +39,7 @@ pub struct Event {
     /// Finds the log lines of the request.
     pub trace_id: TraceId,
     /// Who proved to be calling; `None` when nobody did.
-    pub caller: Option<Subject>,
+    pub caller: Option<Arc<Subject>>,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
     /// Which tool was to run.
@@ -123,28 +122,28 @@ impl Decision {
 pub struct Tool {
     pub(super) name: &'static str,
     /// Its name and the hash of its input schema, as they stand among the fields of a record.
-    fields: Arc<str>,
+    fields: Text,
 }
 
 impl Tool {
     /// The tool with this name and input schema.
     pub fn new(name: &'static str, schema: &impl Serialize) -> Self {
-        let mut fields = String::new();
-        write_text(&mut fields, "gen_ai.tool.name", name);
-        write_text(&mut fields, "tool.schema_sha256", digest_of_json(schema).hex().as_str());
-        Self { name, fields: fields.into() }
+        let mut fields = Text::default();
+        fields.field("gen_ai.tool.name", name);
+        fields.field("tool.schema_sha256", digest_of_json(schema).hex().as_str());
+        Self { name, fields }
     }
 }
 
 /// Somebody who proved to be calling: ids, never names.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Subject {
     /// The tenant that vouches for the rest.
-    pub tenant: Arc<str>,
-    /// The user, or the service principal.
-    pub object: Arc<str>,
+    pub tenant: Box<str>,
+    /// The user, or the service principal of an app that calls by itself.
+    pub object: Box<str>,
     /// The client that the token was issued to.
-    pub app: Arc<str>,
+    pub app: Box<str>,
 }
 
 /// The SHA-256 of a JSON value without blanks, the keys of every object in the order of their bytes: how arguments and schemas
@@ -205,15 +204,12 @@ impl Audit {
 
     /// Writes the event of a tool call, and the line of the log that ends it. Called inside of the request's span.
     pub fn record_call(&self, slot: Slot, event: Event, told: Told) {
-        CallLine { record: self.keep(slot, event), told }.log();
+        log(self.keep(slot, event), Some(told));
     }
 
     /// Writes any other event. Called inside of the request's span, from which its line in the log takes the trace id.
     pub fn record(&self, event: Event) {
-        let record = self.keep(Slot::default(), event);
-        if let Some(Line::Audit(record)) = hand_past_events(Line::Audit(record)) {
-            record.tell();
-        }
+        log(self.keep(Slot::default(), event), None);
     }
 
     /// Hands an event to the file, if there is one; gives what the log says of it.
@@ -245,6 +241,16 @@ impl Audit {
     }
 }
 
+/// Writes an event to the log, and how its call ended, if it was one.
+fn log(record: Record, told: Option<Told>) {
+    if let Some(Line::Audit(record, told)) = hand_past_events(Line::Audit(record, told)) {
+        record.tell();
+        if let Some(told) = told {
+            told.tell(&record);
+        }
+    }
+}
+
 /// Time-ordered, and unique without a system call.
 fn event_id(at: OffsetDateTime) -> uuid::Uuid {
     let millis = (at.unix_timestamp_nanos() / 1_000_000) as u64;
@@ -267,23 +273,22 @@ impl Record {
     }
 
     /// As a line of the log.
-    pub(super) fn write_to_log(&self, line: &mut String) {
-        let Event { at, trace_id, name, decision, .. } = self.event;
+    pub(super) fn write_to_log(&self, line: &mut Text) {
+        let Event { at, trace_id, name, decision, outcome, .. } = self.event;
         let ours = OurLine { at, level: Level::INFO, logger: "audit", place: our_place!(), trace_id };
         ours.begin(line);
-        for part in [name.as_str(), " ", decision.as_str(), ": "] {
-            line.push_str(part);
-        }
-        Escaped(line).push(self.event.outcome);
+        line.push_all(&[name.as_str(), " ", decision.as_str(), ": "]);
+        line.escaped(outcome);
         ours.go_on(line);
         self.write_fields(line);
-        line.push_str("}\n");
+        line.push("}\n");
     }
 
     /// The same as an event, for logs that are not JSON.
     pub(super) fn tell(&self) {
-        let mut fields = String::new();
+        let mut fields = Text::default();
         self.write_fields(&mut fields);
+        let fields = fields.to_string();
         let fields = fields.strip_prefix(',').unwrap_or_default();
         let Event { name, decision, outcome, .. } = self.event;
         let (name, decision) = (name.as_str(), decision.as_str());
@@ -291,24 +296,23 @@ impl Record {
     }
 
     /// As one JSON object with the same fields, for the file.
-    fn write_to_file(&self, text: &mut String) {
-        text.push_str("{\"timestamp\":\"");
-        write_time(text, self.event.at);
-        text.push_str("\",\"trace_id\":\"");
-        self.event.trace_id.write_to(text);
-        text.push('"');
+    fn write_to_file(&self, text: &mut Text) {
+        text.push("{\"timestamp\":\"");
+        text.time(self.event.at);
+        text.push("\",\"trace_id\":\"");
+        text.trace_id(self.event.trace_id);
+        text.push("\"");
         self.write_fields(text);
-        text.push('}');
+        text.push("}");
     }
 
     /// What the log and the file have in common, each field with a comma before it.
-    fn write_fields(&self, fields: &mut String) {
+    fn write_fields(&self, fields: &mut Text) {
         let event = &self.event;
         let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-        // Whatever is not written as text is our own, and plain.
-        let mut push = |parts: &[&str]| parts.iter().for_each(|part| fields.push_str(part));
         let (name, id) = (event.name.as_str(), self.id.hyphenated().encode_lower(&mut id));
-        push(&[
+        // Whatever is not written as text is our own, and plain.
+        fields.push_all(&[
             r#","event.name":""#,
             name,
             r#"","event.id":""#,
@@ -316,36 +320,40 @@ impl Record {
             r#"","event.decision":""#,
             event.decision.as_str(),
             "\"",
-            event.tool.map_or("", |tool| &tool.fields),
         ]);
-        if let Some(arguments) = &event.arguments {
-            push(&[r#","arguments_sha256":""#, arguments.hex().as_str(), "\""]);
+        if let Some(tool) = event.tool {
+            fields.append(&tool.fields);
         }
-        write_text(fields, "event.outcome", event.outcome);
-        match &event.caller {
-            None => fields.push_str(r#","caller":"unauthenticated""#),
+        if let Some(arguments) = &event.arguments {
+            fields.push(r#","arguments_sha256":""#);
+            arguments.write_to(fields);
+            fields.push("\"");
+        }
+        fields.field("event.outcome", event.outcome);
+        match event.caller.as_deref() {
+            None => fields.push(r#","caller":"unauthenticated""#),
             Some(Subject { tenant, object, app }) => {
                 for (name, id) in [("caller", object), ("caller.tenant", tenant), ("caller.app", app)] {
-                    write_text(fields, name, id);
+                    fields.field(name, id);
                 }
             }
         }
         if let Some(key) = &event.idempotency_key {
-            write_text(fields, "idempotency_key", key);
+            fields.field("idempotency_key", key);
         }
         if let Some(address) = event.client_address {
-            fields.push_str(r#","client.address":""#);
-            write_address(fields, address);
-            fields.push('"');
+            fields.push(r#","client.address":""#);
+            fields.address(address);
+            fields.push("\"");
         }
         if let Some(status) = event.backend_status {
-            fields.push_str(r#","backend.status_code":"#);
-            write_number(fields, status.into());
+            fields.name("backend.status_code");
+            fields.number(status.into());
         }
-        fields.push_str(r#","backend.attempts":"#);
-        write_number(fields, event.attempts.into());
-        fields.push_str(r#","event.duration_ms":"#);
-        write_milliseconds(fields, event.took);
+        fields.name("backend.attempts");
+        fields.number(event.attempts.into());
+        fields.name("event.duration_ms");
+        fields.milliseconds(event.took);
     }
 }
 
@@ -391,15 +399,16 @@ mod tests {
         let arguments = Digest::of(b"{}");
         let event = Event {
             name: Name::ToolCall,
-            caller: Some(Subject { tenant: hostile.into(), object: hostile.into(), app: hostile.into() }),
+            caller: Some(Arc::new(Subject { tenant: hostile.into(), object: hostile.into(), app: hostile.into() })),
             tool: Some(tool),
             arguments: Some(arguments),
             idempotency_key: Some(hostile.into()),
             backend_status: Some(201),
             ..Event::refused_caller(TraceContext::begin().trace_id(), Some([127, 0, 0, 1].into()), hostile)
         };
-        let mut text = String::new();
+        let mut text = Text::default();
         Record::of(event).write_to_file(&mut text);
+        let text = text.to_string();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert!(!text.contains(['\n', '\u{1b}', '\u{2028}']), "{text}");
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));

@@ -29,11 +29,10 @@ use crate::settings::LogSettings;
 use subscriber::LineSubscriber;
 use writer::{LineWriter, WriterGuard};
 
-pub(super) use call::CallLine;
 pub(super) use writer::Line;
 
+pub use super::text::Rfc3339;
 pub use call::Told;
-pub use line::Rfc3339;
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.
 static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();
@@ -96,6 +95,8 @@ pub fn install(settings: &LogSettings) -> anyhow::Result<LogGuard> {
 /// print. Which call sites that are is worked out when it changes, so that a line costs what it cost before.
 struct Heard {
     configured: Targets,
+    /// How much of the lines that end calls.
+    calls: LevelFilter,
     raised: Arc<AtomicBool>,
 }
 
@@ -105,7 +106,15 @@ impl Heard {
         let configured = settings.filter.parse::<Targets>()?;
         let configured =
             configured.with_target("audit", Level::INFO).with_target("mcp_server::telemetry::trace", Level::ERROR);
-        Ok(Self { configured, raised: Arc::clone(&level.raised) })
+        let hears = |level: &Level| configured.would_enable(call::LOGGER, level);
+        let calls = [Level::INFO, Level::WARN, Level::ERROR].into_iter().find(hears);
+        let calls = calls.map_or(LevelFilter::OFF, LevelFilter::from_level);
+        Ok(Self { configured, calls, raised: Arc::clone(&level.raised) })
+    }
+
+    /// Whether the line is heard that ends a call, which is at INFO at least.
+    fn hears_call(&self, level: Level) -> bool {
+        level <= self.calls || self.raised.load(Relaxed)
     }
 
     fn hears(&self, metadata: &Metadata<'_>) -> bool {

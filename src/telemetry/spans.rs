@@ -9,16 +9,17 @@ mod export;
 mod queue;
 mod wire;
 
-use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fmt, mem};
 
 use http::HeaderValue;
+use smallvec::SmallVec;
 use tracing::{info, warn};
 
-use super::logs::line::Digits;
+use super::text::Digits;
 use super::trace::{RequestTrace, Trace, TraceContext};
 use crate::settings::{RootSampler, Sampling, TraceSettings};
 use export::Exporter;
@@ -57,7 +58,7 @@ pub struct Spans(Arc<Shared>);
 
 struct Shared {
     sampling: Sampling,
-    queue: Arc<Queue<Ended>>,
+    queue: Arc<Queue<Record>>,
     counts: Arc<Counts>,
 }
 
@@ -90,33 +91,23 @@ impl Spans {
     /// When the platform's TLS cannot be set up.
     pub fn start(settings: &TraceSettings) -> Result<Self, reqwest::Error> {
         let counts = Arc::new(Counts::default());
-        let exporter = Exporter::new(settings, Arc::clone(&counts))?;
-        let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, settings.schedule_delay));
+        let max_batch = settings.max_batch.min(settings.max_queue);
+        let exporter = Exporter::new(settings, max_batch, Arc::clone(&counts))?;
+        let queue = Arc::new(Queue::new(settings.max_queue, max_batch, settings.schedule_delay));
         tokio::spawn(exporter.run(Arc::clone(&queue)));
         info!("traces are exported to {}", settings.endpoint);
         Ok(Self(Arc::new(Shared { sampling: settings.sampling, queue, counts })))
     }
 
-    /// Begins the span of an MCP request, which is now. Gives the trace that goes on to the backend, which names this span as the parent; and
-    /// the span, if it is sampled.
-    pub fn operation(&self, request: &RequestTrace, operation: &Operation<'_>) -> (Trace, Option<Span>) {
-        let Trace { context, state, .. } = request.trace().clone();
-        let parent = request.parent();
-        let sampled = samples(self.0.sampling, parent.map(|parent| parent.context), context);
-        let recording = sampled.then(|| Recording { spans: self.clone(), clock: Clock::set(operation.started) });
-        let ours = Trace { context: context.child().sampled_as(sampled), state, recording };
-        let parent = parent.map(|parent| Parent { span_id: parent.context.span_id_bytes(), is_remote: true });
-        let link = request.link().map(|link| Box::new((link.context, link.state.clone())));
-        let span = ours.recording.as_ref().map(|recording| {
-            let about = About::Operation {
-                request_id: operation.request_id.bounded(),
-                protocol: operation.protocol,
-                client_address: operation.client_address,
-                link,
-            };
-            recording.begin(&ours, ours.context, parent, operation.description, about, operation.started)
-        });
-        (ours, span)
+    /// Begins the span of an MCP request at this moment. Gives the trace that goes on to the backend, which names this span as the parent;
+    /// and where the rest is recorded, if the request is sampled.
+    pub fn begin(&self, request: &RequestTrace, started: Instant) -> (Trace, Option<Recording>) {
+        let Trace { context, state } = request.trace().clone();
+        let sampled = samples(self.0.sampling, request.parent().map(|parent| parent.context), context);
+        let context = context.child().sampled_as(sampled);
+        let recording =
+            sampled.then(|| Recording { spans: self.clone(), context, started, attempts: Mutex::default() });
+        (Trace { context, state }, recording)
     }
 
     /// Spans that were not sent because the collector was too slow, or not there.
@@ -175,58 +166,43 @@ impl Description {
     }
 }
 
-/// The time of day during one request, which is asked for once: like this the spans of a request fit together, whatever is done
-/// to the clock meanwhile.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    set: Instant,
-    /// Nanoseconds since 1970.
-    then: u64,
-}
-
-impl Clock {
-    /// A clock for a request that has begun at this moment, just now.
-    fn set(now: Instant) -> Self {
-        let then = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        Self { set: now, then }
-    }
-
-    /// Nanoseconds since 1970.
-    fn tell(&self, moment: Instant) -> u64 {
-        self.then.saturating_add(moment.saturating_duration_since(self.set).as_nanos() as u64)
-    }
-}
-
-/// That a request is recorded, and where. It goes along with the request's [`Trace`].
-#[derive(Debug, Clone)]
+/// That an MCP request is recorded, and its attempts at the backend so far. They are handed over together when the request ends.
+#[derive(Debug)]
 pub struct Recording {
     spans: Spans,
-    clock: Clock,
+    /// The request's own span.
+    context: TraceContext,
+    started: Instant,
+    attempts: Mutex<Attempts>,
 }
 
-impl Recording {
-    fn begin(
-        &self,
-        trace: &Trace,
-        context: TraceContext,
-        parent: Option<Parent>,
-        description: &Description,
-        about: About,
-        started: Instant,
-    ) -> Span {
-        let start = self.clock.tell(started);
-        let (state, description) = (trace.state.clone().map(Box::new), description.clone());
-        let record =
-            Record { context, state, parent, start, end: start, description, about, status: None, failure: None };
-        Span { spans: self.spans.clone(), record: Some(Box::new(record)), started }
-    }
+/// Most requests have one.
+type Attempts = SmallVec<[EndedAttempt; 1]>;
+
+/// One attempt at the backend that has ended.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    /// What the backend was told.
+    pub context: TraceContext,
+    /// What it has in common with others.
+    pub description: &'a Description,
+    /// How many attempts of the same request there were before.
+    pub resends: u32,
+    /// When it began.
+    pub started: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// The status of the answer, if there was one.
+    pub status: Option<u16>,
+    /// The kind of failure, if it was one.
+    pub error: Option<&'static str>,
 }
 
-/// What is known of an MCP request when it begins.
+/// An MCP request that has ended.
 #[derive(Debug)]
 pub struct Operation<'a> {
-    /// When that is.
-    pub started: Instant,
+    /// Whose request it was.
+    pub request: &'a RequestTrace,
     /// What it has in common with others.
     pub description: &'a Description,
     /// The revision of MCP that the client speaks, if it is one that is known.
@@ -235,6 +211,74 @@ pub struct Operation<'a> {
     pub request_id: RequestId,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
+    /// When it ended. The one time of day that a request's spans are told by: like this they fit together, whatever is done to the clock
+    /// meanwhile.
+    pub ended: SystemTime,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Recording {
+    /// Takes down an attempt.
+    pub fn attempt(&self, attempt: &Attempt<'_>) {
+        let failure = attempt.error.map(|why| {
+            let told = attempt.status.filter(|status| *status >= 300);
+            Failure { error: told.map_or(ErrorType::Word(why), ErrorType::HttpStatus), why }
+        });
+        self.lock().push(EndedAttempt {
+            span_id: attempt.context.span_id_bytes(),
+            started_after: nanos(attempt.started.saturating_duration_since(self.started)),
+            took: nanos(attempt.took),
+            description: attempt.description.clone(),
+            failure: failure.map(Box::new),
+            status: attempt.status,
+            resends: attempt.resends,
+        });
+    }
+
+    /// Hands over the spans of a tool call: with an error if its result is one, of which the conventions say no more than that.
+    pub fn end_tool_call(&self, operation: Operation<'_>, error: Option<&'static str>) {
+        let word = |error| if error == CANCELLED { CANCELLED } else { "tool_error" };
+        self.end(operation, error.map(|why| Failure { error: ErrorType::Word(word(why)), why }));
+    }
+
+    /// Hands over the spans of any MCP request, with the code of the JSON-RPC error that answers it.
+    pub fn end_request(&self, operation: Operation<'_>, error: Option<i32>) {
+        self.end(operation, error.map(|code| Failure { error: ErrorType::RpcCode(code), why: "" }));
+    }
+
+    fn end(&self, operation: Operation<'_>, failure: Option<Failure>) {
+        let Operation { request, description, protocol, request_id, client_address, ended, took } = operation;
+        let end = nanos(ended.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let record = Record {
+            context: self.context,
+            state: request.trace().state.clone().map(Box::new),
+            parent: request.parent().map(|parent| parent.context.span_id_bytes()),
+            link: request.link().map(|link| Box::new(link.clone())),
+            description: description.clone(),
+            request_id: request_id.bounded(),
+            protocol,
+            client_address,
+            start: end.saturating_sub(nanos(took)),
+            end,
+            failure: failure.map(Box::new),
+            attempts: mem::take(&mut *self.lock()),
+        };
+        let Shared { queue, counts, .. } = &*self.spans.0;
+        let spans = record.count();
+        counts.ended.fetch_add(spans as u64, Relaxed);
+        if !queue.add(record, spans) {
+            counts.dropped.fetch_add(spans as u64, Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
 }
 
 /// The id of a JSON-RPC request.
@@ -258,38 +302,38 @@ impl RequestId {
     }
 }
 
-/// What a span will say. Small, for each call leaves two of them in the processor's cache: what few spans have is elsewhere.
+/// What the spans of a request will say. Small, for each call leaves one in the processor's cache: what few have is elsewhere.
 #[derive(Debug)]
 struct Record {
     context: TraceContext,
     state: Option<Box<HeaderValue>>,
-    parent: Option<Parent>,
+    /// Somebody else's span.
+    parent: Option<[u8; 8]>,
+    /// Another trace that the request belongs to as well.
+    link: Option<Box<Trace>>,
+    description: Description,
+    request_id: RequestId,
+    protocol: Option<&'static str>,
+    client_address: Option<IpAddr>,
     /// Nanoseconds since 1970.
     start: u64,
     end: u64,
-    description: Description,
-    about: About,
-    /// Of the backend's answer.
-    status: Option<u16>,
     failure: Option<Box<Failure>>,
+    attempts: Attempts,
 }
 
-/// A span's record on its way to the collector: no more than a pointer is moved.
-type Ended = Box<Record>;
-
-/// What is known of one span when it begins, and not the same for all of its kind.
+/// An attempt as it is kept until it is laid out.
 #[derive(Debug)]
-enum About {
-    Operation {
-        request_id: RequestId,
-        protocol: Option<&'static str>,
-        client_address: Option<IpAddr>,
-        /// Another trace that the request belongs to as well.
-        link: Option<Box<(TraceContext, Option<HeaderValue>)>>,
-    },
-    Attempt {
-        resends: u32,
-    },
+struct EndedAttempt {
+    span_id: [u8; 8],
+    /// Nanoseconds since the request's start.
+    started_after: u64,
+    /// Nanoseconds.
+    took: u64,
+    description: Description,
+    failure: Option<Box<Failure>>,
+    status: Option<u16>,
+    resends: u32,
 }
 
 /// How it went wrong.
@@ -308,54 +352,84 @@ enum ErrorType {
 }
 
 impl Failure {
-    const CANCELLED: Self = Self { error: ErrorType::Word(CANCELLED), why: CANCELLED };
+    fn write(&self, span: &mut Message) {
+        match self.error {
+            ErrorType::Word(word) => span.text(names::ERROR, word),
+            ErrorType::HttpStatus(status) => span.text(names::ERROR, status.to_string()),
+            ErrorType::RpcCode(code) => {
+                let code = code.to_string();
+                span.text(names::ERROR, &code);
+                span.text(names::RPC_STATUS, &code);
+            }
+        }
+        span.failure(self.why);
+    }
 }
 
 impl Record {
-    /// As one of the spans of a batch.
-    fn write(&self, batch: &mut Message, client: &mut Client) {
-        batch.span(|span| self.write_fields(span, client));
+    /// How many spans it has.
+    fn count(&self) -> usize {
+        1 + self.attempts.len()
     }
 
-    fn write_fields(&self, span: &mut Message, client: &mut Client) {
-        let kind = match self.about {
-            About::Operation { .. } => Kind::Server,
-            About::Attempt { .. } => Kind::Client,
-        };
-        span.begin_span(kind, self.context, self.state.as_deref(), self.parent, self.start, &self.description.0);
-        match &self.about {
-            About::Operation { request_id, protocol, client_address, link } => {
-                if let Some(link) = link {
-                    span.link(link.0, link.1.as_ref());
-                }
-                match request_id {
-                    RequestId::Number(id) => match u64::try_from(*id) {
-                        Ok(id) => span.text(names::REQUEST_ID, Digits::of(id).as_str()),
-                        Err(_) => span.text(names::REQUEST_ID, &id.to_string()),
-                    },
-                    RequestId::Text(id) => span.text(names::REQUEST_ID, id),
-                }
-                span.append(client.attributes(*protocol, *client_address));
-            }
-            About::Attempt { resends: 0 } => {}
-            About::Attempt { resends } => span.integer(names::RESENDS, *resends),
+    /// Each of its spans, in the order in which they ended.
+    fn spans(&self) -> impl Iterator<Item = Ended<'_>> {
+        self.attempts.iter().map(|attempt| Ended::Attempt(self, attempt)).chain([Ended::Request(self)])
+    }
+
+    fn write(&self, span: &mut Message, client: &mut Client) {
+        let parent = self.parent.map(|span_id| Parent { span_id, is_remote: true });
+        span.begin_span(Kind::Server, self.context, self.state.as_deref(), parent, self.start, &self.description.0);
+        if let Some(link) = &self.link {
+            span.link(link.context, link.state.as_ref());
+        }
+        match &self.request_id {
+            RequestId::Number(id) => match u64::try_from(*id) {
+                Ok(id) => span.text(names::REQUEST_ID, Digits::of(id).as_bytes()),
+                Err(_) => span.text(names::REQUEST_ID, id.to_string()),
+            },
+            RequestId::Text(id) => span.text(names::REQUEST_ID, &**id),
+        }
+        span.append(client.attributes(self.protocol, self.client_address));
+        if let Some(failure) = &self.failure {
+            failure.write(span);
+        }
+        span.end(self.end);
+    }
+}
+
+impl EndedAttempt {
+    fn write(&self, request: &Record, span: &mut Message) {
+        let context = request.context.with_span_id(self.span_id);
+        let above = Some(Parent { span_id: request.context.span_id_bytes(), is_remote: false });
+        let start = request.start.saturating_add(self.started_after);
+        span.begin_span(Kind::Client, context, request.state.as_deref(), above, start, &self.description.0);
+        if self.resends > 0 {
+            span.integer(names::RESENDS, self.resends);
         }
         if let Some(status) = self.status {
             span.integer(names::HTTP_STATUS, status.into());
         }
-        if let Some(Failure { error, why }) = self.failure.as_deref() {
-            match error {
-                ErrorType::Word(word) => span.text(names::ERROR, word),
-                ErrorType::HttpStatus(status) => span.text(names::ERROR, &status.to_string()),
-                ErrorType::RpcCode(code) => {
-                    let code = code.to_string();
-                    span.text(names::ERROR, &code);
-                    span.text(names::RPC_STATUS, &code);
-                }
-            }
-            span.failure(why);
+        if let Some(failure) = &self.failure {
+            failure.write(span);
         }
-        span.end(self.end);
+        span.end(start.saturating_add(self.took));
+    }
+}
+
+/// One span of a record.
+enum Ended<'a> {
+    Request(&'a Record),
+    Attempt(&'a Record, &'a EndedAttempt),
+}
+
+impl Ended<'_> {
+    /// As one of the spans of a batch.
+    fn write(&self, batch: &mut Message, client: &mut Client) {
+        batch.span(|span| match self {
+            Self::Request(record) => record.write(span, client),
+            Self::Attempt(record, attempt) => attempt.write(record, span),
+        });
     }
 }
 
@@ -383,22 +457,6 @@ impl Client {
     }
 }
 
-impl Trace {
-    /// Begins the span of an attempt at the backend that has this context, if the request is recorded; there were so many attempts
-    /// of the same call before.
-    pub fn attempt(
-        &self,
-        context: TraceContext,
-        description: &Description,
-        resends: u32,
-        started: Instant,
-    ) -> Option<Span> {
-        let above = Parent { span_id: self.context.span_id_bytes(), is_remote: false };
-        let about = About::Attempt { resends };
-        Some(self.recording.as_ref()?.begin(self, context, Some(above), description, about, started))
-    }
-}
-
 /// Whether a trace is recorded: as its parent says, where that is asked; else as the root's rule says.
 fn samples(sampling: Sampling, parent: Option<TraceContext>, context: TraceContext) -> bool {
     if let Some(parent) = parent.filter(|_| sampling.parent_based) {
@@ -408,56 +466,6 @@ fn samples(sampling: Sampling, parent: Option<TraceContext>, context: TraceConte
         RootSampler::All => true,
         RootSampler::None => false,
         RootSampler::Share(share) => context.is_of_share(share),
-    }
-}
-
-/// A span that has begun. It is handed over when it ends or is dropped, whatever becomes of its work.
-#[derive(Debug)]
-pub struct Span {
-    spans: Spans,
-    /// Until it is handed over.
-    record: Option<Box<Record>>,
-    started: Instant,
-}
-
-impl Span {
-    /// Ends the span of a tool call: with an error if its result is one, of which the conventions say no more than that.
-    pub fn end_tool_call(mut self, error: Option<&'static str>, took: Duration) {
-        let word = |error| if error == CANCELLED { CANCELLED } else { "tool_error" };
-        self.end(took, None, error.map(|why| Failure { error: ErrorType::Word(word(why)), why }));
-    }
-
-    /// Ends the span of any MCP request, with the code of the JSON-RPC error that answers it.
-    pub fn end_request(mut self, error: Option<i32>, took: Duration) {
-        self.end(took, None, error.map(|code| Failure { error: ErrorType::RpcCode(code), why: "" }));
-    }
-
-    /// Ends the span of an attempt: with the status of the answer if there was one, and the kind of failure if it was one.
-    pub fn end_attempt(mut self, status: Option<u16>, error: Option<&'static str>, took: Duration) {
-        let failure = error.map(|why| {
-            let told = status.filter(|status| *status >= 300);
-            Failure { error: told.map_or(ErrorType::Word(why), ErrorType::HttpStatus), why }
-        });
-        self.end(took, status, failure);
-    }
-
-    fn end(&mut self, took: Duration, status: Option<u16>, failure: Option<Failure>) {
-        let Some(mut record) = self.record.take() else { return };
-        record.end = record.start.saturating_add(took.as_nanos() as u64);
-        (record.status, record.failure) = (status, failure.map(Box::new));
-        let Shared { queue, counts, .. } = &*self.spans.0;
-        counts.ended.fetch_add(1, Relaxed);
-        if !queue.add(record) {
-            counts.dropped.fetch_add(1, Relaxed);
-        }
-    }
-}
-
-impl Drop for Span {
-    fn drop(&mut self) {
-        if self.record.is_some() {
-            self.end(self.started.elapsed(), None, Some(Failure::CANCELLED));
-        }
     }
 }
 

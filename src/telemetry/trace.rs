@@ -12,8 +12,6 @@ use std::sync::{Arc, OnceLock};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
 
-use super::spans::Recording;
-
 /// The header, and the key of `params._meta`, that names the trace and its parent.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header, and the key of `params._meta`, that tracing systems pass along for themselves.
@@ -67,10 +65,6 @@ impl TraceContext {
         self.sampled
     }
 
-    pub(super) fn trace_id_bytes(self) -> [u8; 16] {
-        self.trace_id.0
-    }
-
     pub(super) fn span_id_bytes(self) -> [u8; 8] {
         self.span_id.to_be_bytes()
     }
@@ -86,6 +80,11 @@ impl TraceContext {
     #[must_use]
     pub fn child(self) -> Self {
         Self { span_id: fastrand::u64(1..), ..self }
+    }
+
+    /// Another span of the same trace.
+    pub(super) fn with_span_id(self, span_id: [u8; 8]) -> Self {
+        Self { span_id: u64::from_be_bytes(span_id), ..self }
     }
 
     /// The 32 hexadecimal digits that logs, errors and headers share.
@@ -127,14 +126,12 @@ pub struct Trace {
     pub context: TraceContext,
     /// `tracestate`, unread; it belongs to its `traceparent` and goes where that goes.
     pub state: Option<HeaderValue>,
-    /// Where the spans of this request are recorded, if they are.
-    pub recording: Option<Recording>,
 }
 
 impl Trace {
     /// Begins a trace of our own.
     pub fn begin() -> Self {
-        Self { context: TraceContext::begin(), state: None, recording: None }
+        Self { context: TraceContext::begin(), state: None }
     }
 
     fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
@@ -145,7 +142,7 @@ impl Trace {
                 && state.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         };
         let state = tracestate.filter(printable).and_then(|state| HeaderValue::from_str(state).ok());
-        Some(Self { context, state, recording: None })
+        Some(Self { context, state })
     }
 }
 
@@ -161,11 +158,8 @@ impl From<u128> for TraceId {
 }
 
 impl TraceId {
-    /// Writes the digits without the machinery of formatting.
-    pub(super) fn write_to(self, text: &mut String) {
-        let mut digits = [b'0'; 32];
-        write_hex(&mut digits, &self.0);
-        text.push_str(str::from_utf8(&digits).unwrap_or_default());
+    pub(super) fn bytes(self) -> [u8; 16] {
+        self.0
     }
 }
 

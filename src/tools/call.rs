@@ -1,14 +1,14 @@
 //! The one way of every call through its tool, whoever decoded it; and how it ends.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
 use rmcp::RoleServer;
 use rmcp::model::{JsonObject, MetaObject, ProtocolVersion, RequestId};
 use rmcp::service::RequestContext;
-use time::OffsetDateTime;
 use tracing::{Instrument as _, Level};
 
 use super::error::{out_of_time, tool_busy, unaudited};
@@ -19,8 +19,8 @@ use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
 use crate::telemetry::logs::Told;
 use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
-use crate::telemetry::spans::{self, Description, Span};
-use crate::telemetry::trace::{RequestTrace, Trace};
+use crate::telemetry::spans::{self, Description};
+use crate::telemetry::trace::RequestTrace;
 
 /// How a call ended: its result as compact JSON, or what its caller is told instead.
 pub(super) type Ended = Result<String, Problem>;
@@ -63,6 +63,31 @@ impl Origin {
 
     pub(super) fn protocol(&self) -> &str {
         self.protocol.as_ref().map_or("", ProtocolVersion::as_str)
+    }
+
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.caller.as_ref().map(Caller::address)
+    }
+
+    /// What the spans of a request say that has ended.
+    pub(super) fn operation<'a>(
+        &'a self,
+        description: &'a Description,
+        ended: SystemTime,
+        took: Duration,
+    ) -> spans::Operation<'a> {
+        spans::Operation {
+            request: &self.trace,
+            description,
+            protocol: self.protocol.as_ref().and_then(known),
+            request_id: match &self.request_id {
+                RequestId::Number(id) => spans::RequestId::Number(*id),
+                RequestId::String(id) => spans::RequestId::Text(Arc::clone(id)),
+            },
+            client_address: self.address(),
+            ended,
+            took,
+        }
     }
 }
 
@@ -116,37 +141,17 @@ impl ToolServer {
         }
     }
 
-    /// Begins the span of an MCP request, if requests are traced; gives what goes on to the backend.
-    pub(super) fn operation(
-        &self,
-        description: &Description,
-        origin: &Origin,
-        started: Instant,
-    ) -> (Trace, Option<Span>) {
-        let trace = &origin.trace;
-        let Some(spans) = &self.shared.spans else { return (trace.trace().clone(), None) };
-        let operation = spans::Operation {
-            started,
-            description,
-            protocol: origin.protocol.as_ref().and_then(known),
-            request_id: match &origin.request_id {
-                RequestId::Number(id) => spans::RequestId::Number(*id),
-                RequestId::String(id) => spans::RequestId::Text(Arc::clone(id)),
-            },
-            client_address: origin.caller.as_ref().map(Caller::address),
-        };
-        spans.operation(trace, &operation)
-    }
-
     fn ending(&self, entry: &'static Entry, arguments: &JsonObject, origin: Origin) -> Ending {
         let started = Instant::now();
-        let (onward, span) = self.operation(&entry.span_description, &origin, started);
+        let (onward, recording) = match &self.shared.spans {
+            Some(spans) => spans.begin(&origin.trace, started),
+            None => (origin.trace.trace().clone(), None),
+        };
         let principal = origin.caller.as_ref().and_then(principal);
         Ending {
             shared: Arc::clone(&self.shared),
             entry,
-            call: Arc::new(self.shared.backend.begin_call_for(onward, principal)),
-            span,
+            call: Arc::new(self.shared.backend.begin_call_for(onward, recording, principal)),
             arguments: audit::digest_of_json(arguments),
             decision: Decision::Allowed,
             slot: Slot::default(),
@@ -164,12 +169,8 @@ fn known(protocol: &ProtocolVersion) -> Option<&'static str> {
 }
 
 /// A caller as the audit names it.
-pub(super) fn subject(caller: &Caller) -> Option<Subject> {
-    caller.identity().map(|identity| Subject {
-        tenant: Arc::clone(identity.tenant()),
-        object: Arc::clone(identity.object()),
-        app: Arc::clone(identity.app()),
-    })
+pub(super) fn subject(caller: &Caller) -> Option<Arc<Subject>> {
+    caller.identity().map(|identity| Arc::clone(identity.subject()))
 }
 
 /// The caller, as the backend's room sees one.
@@ -197,8 +198,6 @@ struct Ending {
     decision: Decision,
     /// Room for the audit event, where the call depends on it.
     slot: Slot,
-    /// Where the call is traced, if it is.
-    span: Option<Span>,
     started: Instant,
     recorded: bool,
 }
@@ -245,18 +244,18 @@ impl Ending {
             reads: self.entry.effect == Effect::Reads,
         });
         let (outcome_word, attempts, backend_status) = (outcome.as_str(), self.call.attempts(), self.call.status());
-        let client_address = self.origin.caller.as_ref().map(Caller::address);
-        let (at, trace_id) = (OffsetDateTime::now_utc(), self.origin.trace.context().trace_id());
-        if let Some(span) = self.span.take() {
-            span.end_tool_call((outcome != Outcome::Ok).then_some(outcome_word), took);
+        let (now, trace_id) = (SystemTime::now(), self.origin.trace.context().trace_id());
+        if let Some(recording) = self.call.recording() {
+            let operation = self.origin.operation(&self.entry.span_description, now, took);
+            recording.end_tool_call(operation, (outcome != Outcome::Ok).then_some(outcome_word));
         }
         let _inside = self.origin.trace.span().enter();
         let event = audit::Event {
-            at,
+            at: now.into(),
             name: audit::Name::ToolCall,
             trace_id,
             caller: self.origin.caller.as_ref().and_then(subject),
-            client_address,
+            client_address: self.origin.address(),
             tool: Some(&self.entry.audited),
             arguments: Some(self.arguments),
             decision: self.decision,
@@ -333,7 +332,6 @@ pub(super) mod tests {
             arguments: Digest::of(b"{}"),
             decision: Decision::Allowed,
             slot: Slot::default(),
-            span: None,
             origin,
             started: Instant::now(),
             recorded: false,

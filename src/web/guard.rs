@@ -199,7 +199,7 @@ impl Guard {
         }
         let (reason, address) = (refusal.as_str(), caller.address());
         let (tenant, object, app) = match caller.identity() {
-            Some(identity) => (Some(&**identity.tenant()), Some(&**identity.object()), Some(&**identity.app())),
+            Some(identity) => (Some(identity.tenant()), Some(identity.object()), Some(identity.app())),
             None => (None, None, None),
         };
         let tool = match refusal {

@@ -11,7 +11,7 @@ use std::io::{self, BufRead};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::logs::line::write_number;
+use crate::telemetry::text::Text;
 use crate::telemetry::trace::write_hex;
 
 /// What ends each line, hash included.
@@ -46,6 +46,10 @@ impl Digest {
         write_hex(&mut text, &self.0);
         HexDigest(text)
     }
+
+    pub(super) fn write_to(&self, text: &mut Text) {
+        text.hex::<{ Self::HEX }>(&self.0);
+    }
 }
 
 /// A SHA-256 as text.
@@ -73,19 +77,15 @@ impl Head {
     }
 
     /// Appends a record with the event that `write` writes, a JSON object on one line, and becomes its end.
-    pub(super) fn append(&mut self, lines: &mut String, write: impl FnOnce(&mut String)) {
+    pub(super) fn append(&mut self, lines: &mut Text, write: impl FnOnce(&mut Text)) {
         let start = lines.len();
         self.sequence += 1;
-        lines.push_str(r#"{"sequence":"#);
-        write_number(lines, self.sequence);
-        for part in [r#","previous":""#, &self.hash, r#"","event":"#] {
-            lines.push_str(part);
-        }
+        lines.push(r#"{"sequence":"#);
+        lines.number(self.sequence);
+        lines.push_all(&[r#","previous":""#, &self.hash, r#"","event":"#]);
         write(lines);
-        let hash = Digest::of(lines.get(start..).unwrap_or_default().as_bytes()).hex();
-        for part in [r#","hash":""#, hash.as_str(), "\"}\n"] {
-            lines.push_str(part);
-        }
+        let hash = Digest::of(lines.as_bytes().get(start..).unwrap_or_default()).hex();
+        lines.push_all(&[r#","hash":""#, hash.as_str(), "\"}\n"]);
         hash.as_str().clone_into(&mut self.hash);
     }
 }
@@ -145,11 +145,9 @@ impl Note {
     }
 
     /// Writes it as the event of a record; `time` is RFC 3339.
-    pub(super) fn write(&self, text: &mut String, time: &str) {
+    pub(super) fn write(&self, text: &mut Text, time: &str) {
         let note = serde_json::to_string(self).unwrap_or_default();
-        for part in [r#"{"timestamp":""#, time, r#"","#, note.strip_prefix('{').unwrap_or("}")] {
-            text.push_str(part);
-        }
+        text.push_all(&[r#"{"timestamp":""#, time, r#"","#, note.strip_prefix('{').unwrap_or("}")]);
     }
 
     fn read(event: &str) -> Option<Self> {
@@ -328,13 +326,19 @@ mod tests {
         let (mut end, mut text) = (Head::start(), String::new());
         note(&mut end, &mut text, &Note::Started { head: None });
         for event in events {
-            end.append(&mut text, |text| text.push_str(event));
+            append(&mut end, &mut text, |text| text.push(event));
         }
         (text, end)
     }
 
+    fn append(end: &mut Head, text: &mut String, write: impl FnOnce(&mut Text)) {
+        let mut line = Text::default();
+        end.append(&mut line, write);
+        text.push_str(&line.to_string());
+    }
+
     fn note(end: &mut Head, text: &mut String, note: &Note) {
-        end.append(text, |text| note.write(text, "then"));
+        append(end, text, |text| note.write(text, "then"));
     }
 
     fn events(count: usize) -> Vec<String> {
@@ -374,7 +378,7 @@ mod tests {
         // A line whose own hash was made to fit is given away by the next.
         let mut forged = Head { sequence: 2, hash: Record::read(lines[1].as_bytes()).unwrap().hash.to_owned() };
         let mut line = String::new();
-        forged.append(&mut line, |line| line.push_str(r#"{"n":"forged"}"#));
+        append(&mut forged, &mut line, |line| line.push(r#"{"n":"forged"}"#));
         let (found, told) = broken_at(&text.replace(&format!("{}\n", lines[2]), &line), Some(&head));
         assert_eq!((found, told.contains("changed or replaced")), (4, true), "{told}");
     }

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use super::chain::{self, Head, MOST_TORN_BYTES, Note};
 use super::{Record, head_path};
 use crate::telemetry::lines::{Lines, Reserved};
-use crate::telemetry::logs::Rfc3339;
+use crate::telemetry::text::{Rfc3339, Text};
 
 /// How many events may wait for the disk.
 const QUEUED_EVENTS: usize = 8_192;
@@ -96,9 +96,9 @@ impl FileSink {
         let head = read_head(&head_path).map_err(failed)?;
         report(path, head.as_ref(), &end, torn.as_deref());
 
-        let mut pending = String::new();
+        let mut pending = Text::default();
         if let Some(torn) = torn {
-            pending.push('\n');
+            pending.push("\n");
             note(&mut end, &mut pending, &Note::sealing(&torn));
         }
         note(&mut end, &mut pending, &Note::Started { head });
@@ -218,7 +218,7 @@ pub(super) fn read_head(path: &Path) -> io::Result<Option<Head>> {
 }
 
 /// Appends a note, made now.
-fn note(end: &mut Head, pending: &mut String, note: &Note) {
+fn note(end: &mut Head, pending: &mut Text, note: &Note) {
     let now = Rfc3339(OffsetDateTime::now_utc()).to_string();
     end.append(pending, |text| note.write(text, &now));
 }
@@ -255,7 +255,7 @@ struct Writer<M> {
     disk: M,
     end: Head,
     /// Records that are not in the file yet, and how much of them is written.
-    pending: String,
+    pending: Text,
     written: usize,
     /// The last record that is safe, and when it was made so.
     safe: u64,
@@ -271,7 +271,7 @@ impl<M: Medium> Writer<M> {
         Self {
             disk,
             end,
-            pending: String::new(),
+            pending: Text::default(),
             written: 0,
             safe: 0,
             committed_at: None,
@@ -376,8 +376,7 @@ impl<M: Medium> Writer<M> {
                 Err(error) => return Err(error),
             }
         }
-        self.pending.clear();
-        self.pending.shrink_to(KEPT_BYTES);
+        self.pending.clear(KEPT_BYTES);
         self.written = 0;
         if self.is_due() {
             self.disk.commit(&self.end)?;
@@ -541,7 +540,7 @@ mod tests {
             writer.committed_at = Instant::now().checked_sub(committed_before);
             // Past the moods of the disk.
             disk.0.lock().unwrap().requests = 0;
-            writer.pending.push('\n');
+            writer.pending.push("\n");
             writer.end.sequence += records;
             writer.write().unwrap();
             (disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), writer.patience() > COMMIT_EVERY)

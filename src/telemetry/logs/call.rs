@@ -1,15 +1,13 @@
 //! The line that ends a call, with which every call ends.
 
-use tracing::{Level, enabled, event};
+use tracing::{Level, event};
 
-use super::line::{
-    Milliseconds, OurLine, our_place, write_address, write_milliseconds, write_name, write_number, write_text,
-};
-use super::{Line, hand_past_events};
+use super::line::{OurLine, our_place};
 use crate::telemetry::audit;
+use crate::telemetry::text::{Milliseconds, Text};
 
 /// Whose line it is.
-const LOGGER: &str = "mcp_server::tools::call";
+pub(super) const LOGGER: &str = "mcp_server::tools::call";
 
 /// What the line that ends a call says beside the call's record in the audit.
 #[derive(Debug)]
@@ -22,83 +20,47 @@ pub struct Told {
     pub cause: Option<Box<str>>,
 }
 
-/// How a call ended.
-#[derive(Debug)]
-pub(in crate::telemetry) struct CallLine {
-    pub(in crate::telemetry) record: audit::Record,
-    pub(in crate::telemetry) told: Told,
+fn tool(event: &audit::Event) -> &'static str {
+    event.tool.map_or("", |tool| tool.name)
 }
 
-/// Does something with a level that has to be known when this is compiled.
-macro_rules! with_level {
-    ($level:expr, $do:ident) => {
-        match $level {
-            Level::ERROR => $do!(Level::ERROR),
-            Level::WARN => $do!(Level::WARN),
-            _ => $do!(Level::INFO),
-        }
-    };
-}
-
-impl CallLine {
-    /// Writes it, if its level is heard, after the audit event of the call, which always is. Called inside of the request's span.
-    pub(in crate::telemetry) fn log(self) {
-        macro_rules! is_heard {
-            ($level:expr) => {
-                enabled!(target: LOGGER, $level)
-            };
-        }
-        let is_heard = with_level!(self.told.level, is_heard);
-        match hand_past_events(if is_heard { Line::Call(self) } else { Line::Audit(self.record) }) {
-            Some(Line::Call(line)) => {
-                line.record.tell();
-                line.tell();
-            }
-            Some(Line::Audit(record)) => record.tell(),
-            Some(Line::Written(_)) | None => {}
-        }
-    }
-
-    fn tool(&self) -> &'static str {
-        self.record.event.tool.map_or("", |tool| tool.name)
-    }
-
-    pub(super) fn write(&self, line: &mut String) {
-        let (event, told) = (&self.record.event, &self.told);
-        let (at, level, trace_id) = (event.at, told.level, event.trace_id);
+impl Told {
+    /// Writes the line of the call with this record.
+    pub(super) fn write(&self, record: &audit::Record, line: &mut Text) {
+        let event = &record.event;
+        let (at, level, trace_id) = (event.at, self.level, event.trace_id);
         let ours = OurLine { at, level, logger: LOGGER, place: our_place!(), trace_id };
         ours.begin(line);
-        for part in ["tool `", self.tool(), "` ", told.verb, " after "] {
-            line.push_str(part);
-        }
-        write_milliseconds(line, event.took);
-        line.push_str(" ms");
+        line.push_all(&["tool `", tool(event), "` ", self.verb, " after "]);
+        line.milliseconds(event.took);
+        line.push(" ms");
         ours.go_on(line);
-        write_text(line, "gen_ai.tool.name", self.tool());
-        write_text(line, "outcome", event.outcome);
-        write_name(line, "duration_ms");
-        write_milliseconds(line, event.took);
-        write_name(line, "backend.attempts");
-        write_number(line, event.attempts.into());
+        line.field("gen_ai.tool.name", tool(event));
+        line.field("outcome", event.outcome);
+        line.name("duration_ms");
+        line.milliseconds(event.took);
+        line.name("backend.attempts");
+        line.number(event.attempts.into());
         if let Some(status) = event.backend_status {
-            write_name(line, "backend.status_code");
-            write_number(line, status.into());
+            line.name("backend.status_code");
+            line.number(status.into());
         }
         if let Some(address) = event.client_address {
-            write_name(line, "client.address");
-            line.push('"');
-            write_address(line, address);
-            line.push('"');
+            line.name("client.address");
+            line.push("\"");
+            line.address(address);
+            line.push("\"");
         }
-        if let Some(cause) = &told.cause {
-            write_text(line, "cause", cause);
+        if let Some(cause) = &self.cause {
+            line.field("cause", cause);
         }
-        line.push_str("}\n");
+        line.push("}\n");
     }
 
     /// The same as an event, for logs that are not JSON.
-    fn tell(&self) {
-        let (event, name, verb) = (&self.record.event, self.tool(), self.told.verb);
+    pub(in crate::telemetry) fn tell(&self, record: &audit::Record) {
+        let event = &record.event;
+        let (name, verb) = (tool(event), self.verb);
         let (took_ms, address) = (Milliseconds(event.took), event.client_address.map(|address| address.to_string()));
         macro_rules! tell {
             ($level:expr) => {
@@ -111,12 +73,16 @@ impl CallLine {
                     backend.attempts = event.attempts,
                     backend.status_code = event.backend_status,
                     client.address = address.as_deref(),
-                    cause = self.told.cause.as_deref(),
+                    cause = self.cause.as_deref(),
                     "tool `{name}` {verb} after {took_ms} ms"
                 )
             };
         }
-        with_level!(self.told.level, tell);
+        match self.level {
+            Level::ERROR => tell!(Level::ERROR),
+            Level::WARN => tell!(Level::WARN),
+            _ => tell!(Level::INFO),
+        }
     }
 }
 
@@ -149,8 +115,12 @@ mod tests {
                             ..audit::Event::refused_caller(trace_id, address, "ok")
                         };
                         let told = Told { level, verb: "succeeded", cause: cause.map(Box::from) };
-                        let line = CallLine { record: audit::Record::of(event), told };
-                        if written { line.log() } else { line.tell() }
+                        let audit = audit::Audit::default();
+                        if written {
+                            audit.record_call(audit::Slot::default(), event, told);
+                        } else {
+                            told.tell(&audit::Record::of(event));
+                        }
                     });
                     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
                     let (audit, lines): (Vec<_>, Vec<_>) = lines.partition(|line| line["logger"] == "audit");

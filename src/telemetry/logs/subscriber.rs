@@ -19,6 +19,7 @@ use tracing_core::span::Current;
 use super::Heard;
 use super::line::{FindTraceId, write_line};
 use super::writer::{Line, LineWriter};
+use crate::telemetry::text::Text;
 
 /// How many lists of spans there are. Threads take turns in choosing theirs.
 const LISTS: usize = 16;
@@ -50,8 +51,11 @@ impl LineSubscriber {
         Self { heard, spans: Default::default(), writer }
     }
 
-    /// Hands over a line as it is.
-    pub(super) fn hand_over(&self, line: Line) {
+    /// Hands over a line, of a call without how it ended where that is not heard.
+    pub(super) fn hand_over(&self, mut line: Line) {
+        if let Line::Audit(_, told) = &mut line {
+            told.take_if(|told| !self.heard.hears_call(told.level));
+        }
         self.writer.hand_over(line);
     }
 
@@ -112,7 +116,7 @@ impl Subscriber for LineSubscriber {
         self.writer.write_line(|line| {
             write_line(line, event, OffsetDateTime::now_utc(), function, |line| {
                 if let Some(id) = span {
-                    self.ask(&id, |span| line.push_str(&span.trace_id));
+                    self.ask(&id, |span| line.append(&span.trace_id));
                 }
             });
         });
@@ -159,7 +163,7 @@ struct Span {
     references: usize,
     metadata: &'static Metadata<'static>,
     /// As it stands in a JSON string; empty where nobody has named one.
-    trace_id: String,
+    trace_id: Text,
 }
 
 impl Spans {

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::CallLine;
+use super::Told;
 use crate::telemetry::audit;
 use crate::telemetry::lines::Lines;
+use crate::telemetry::text::Text;
 
 /// How many lines may wait for stdout; the two that end a call wait as one.
 const QUEUED_LINES: usize = 8_192;
@@ -31,28 +32,27 @@ type End = SyncSender<()>;
 #[derive(Debug)]
 pub(in crate::telemetry) enum Line {
     /// As it will stand in the log, with its line break.
-    Written(String),
-    /// What stands in the audit.
-    Audit(audit::Record),
-    /// The same of a call, and then how the call ended: two lines.
-    Call(CallLine),
+    Written(Text),
+    /// What stands in the audit; and how a call ended, if it was one and that is heard.
+    Audit(audit::Record, Option<Told>),
 }
 
 impl Line {
-    fn write(&self, text: &mut String) {
+    fn write(&self, text: &mut Text) {
         match self {
-            Self::Written(line) => text.push_str(line),
-            Self::Audit(record) => record.write_to_log(text),
-            Self::Call(line) => {
-                line.record.write_to_log(text);
-                line.write(text);
+            Self::Written(line) => text.append(line),
+            Self::Audit(record, told) => {
+                record.write_to_log(text);
+                if let Some(told) = told {
+                    told.write(record, text);
+                }
             }
         }
     }
 
     /// How many lines of the log it will be.
     fn count(&self) -> u64 {
-        if matches!(self, Self::Call(_)) { 2 } else { 1 }
+        if matches!(self, Self::Audit(_, Some(_))) { 2 } else { 1 }
     }
 }
 
@@ -82,8 +82,8 @@ impl LineWriter {
     }
 
     /// Hands over the line that `write` writes, or counts it as dropped.
-    pub(super) fn write_line(&self, write: impl FnOnce(&mut String)) {
-        let mut line = String::with_capacity(USUAL_BYTES);
+    pub(super) fn write_line(&self, write: impl FnOnce(&mut Text)) {
+        let mut line = Text::with_capacity(USUAL_BYTES);
         write(&mut line);
         self.hand_over(Line::Written(line));
     }
@@ -99,7 +99,7 @@ impl LineWriter {
 
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.hand_over(Line::Written(String::from_utf8_lossy(line).into_owned()));
+        self.write_line(|text| text.push(&String::from_utf8_lossy(line)));
         Ok(line.len())
     }
 
@@ -133,7 +133,7 @@ struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     fn run(mut self, arriving: &Lines<Line, End>) {
-        let (mut lines, mut text) = (Vec::new(), String::new());
+        let (mut lines, mut text) = (Vec::new(), Text::default());
         loop {
             let end = arriving.take(&mut lines, Duration::from_secs(3_600));
             for line in lines.drain(..) {
@@ -152,10 +152,9 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    fn write_out(&mut self, text: &mut String) {
+    fn write_out(&mut self, text: &mut Text) {
         self.write(text.as_bytes());
-        text.clear();
-        text.shrink_to(2 * WRITTEN_AT_ONCE);
+        text.clear(2 * WRITTEN_AT_ONCE);
     }
 
     fn write(&mut self, mut text: &[u8]) {

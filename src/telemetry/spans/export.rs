@@ -21,7 +21,7 @@ use url::Url;
 
 use super::queue::{Next, Queue};
 use super::wire::Message;
-use super::{Client, Counts, Ended};
+use super::{Client, Counts, Ended, Record};
 use crate::settings::TraceSettings;
 
 /// A collector that takes longer to accept a connection is not there.
@@ -47,6 +47,8 @@ pub(super) struct Exporter {
     /// What stands before the spans of every batch, encoded.
     resource: Vec<u8>,
     scope: Vec<u8>,
+    /// In spans.
+    max_batch: u64,
     counts: Arc<Counts>,
     /// Whether the last batch was lost, which was said then.
     failing: bool,
@@ -63,11 +65,9 @@ struct Batch {
 }
 
 impl Batch {
-    fn lay_out(&mut self, spans: &[Ended]) {
-        for record in spans {
-            record.write(&mut self.message, &mut self.client);
-        }
-        self.spans += spans.len() as u64;
+    fn lay_out(&mut self, span: &Ended<'_>) {
+        span.write(&mut self.message, &mut self.client);
+        self.spans += 1;
     }
 
     fn into_export(self, resource: &[u8], scope: &[u8]) -> Bytes {
@@ -84,7 +84,7 @@ impl Batch {
 }
 
 impl Exporter {
-    pub(super) fn new(settings: &TraceSettings, counts: Arc<Counts>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(settings: &TraceSettings, max_batch: usize, counts: Arc<Counts>) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(settings.timeout)
@@ -118,25 +118,30 @@ impl Exporter {
             headers,
             resource: resource.encode_to_vec(),
             scope: scope.encode_to_vec(),
+            max_batch: max_batch as u64,
             counts,
             failing: false,
         })
     }
 
     /// Lays spans out and sends them in batches, until nobody is left to make spans.
-    pub(super) async fn run(mut self, queue: Arc<Queue<Ended>>) {
+    pub(super) async fn run(mut self, queue: Arc<Queue<Record>>) {
         let mut batch = self.begin_batch(0);
         while let Some(next) = queue.next().await {
             match next {
-                Next::Spans(spans) => {
-                    batch.lay_out(&spans);
+                Next::Requests(piece) => {
+                    for record in piece.requests {
+                        for span in record.spans() {
+                            batch.lay_out(&span);
+                            if batch.spans >= self.max_batch {
+                                self.export(&mut batch).await;
+                            }
+                        }
+                    }
                     // Behind a collector that was slow many pieces wait: whatever else the runtime has to do has its turn.
                     tokio::task::yield_now().await;
                 }
-                Next::Send => {
-                    let next = self.begin_batch(batch.message.len());
-                    self.export(mem::replace(&mut batch, next)).await;
-                }
+                Next::Send => self.export(&mut batch).await,
                 Next::Flushed(done) => _ = done.send(()),
             }
         }
@@ -148,8 +153,10 @@ impl Exporter {
         Batch { room, message: Message::with_room(room, bytes), spans: 0, client: Client::default() }
     }
 
-    /// Sends one batch, and gives it up where the collector does not want it.
-    async fn export(&mut self, batch: Batch) {
+    /// Sends a batch, gives it up where the collector does not want it, and begins the next.
+    async fn export(&mut self, batch: &mut Batch) {
+        let next = self.begin_batch(batch.message.len());
+        let batch = mem::replace(batch, next);
         let spans = batch.spans;
         let body = batch.into_export(&self.resource, &self.scope);
         let mut attempt = 1;

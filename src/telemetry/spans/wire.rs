@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use http::HeaderValue;
 
 use super::TraceContext;
-use crate::telemetry::logs::line::write_address;
+use crate::telemetry::text::Text;
 
 /// Whether a span answers somebody or asks somebody.
 #[derive(Debug, Clone, Copy)]
@@ -109,14 +109,15 @@ impl Message {
         }
     }
 
-    pub(super) fn text(&mut self, name: &str, value: &str) {
-        self.attribute(name, 1 << 3 | Wire::Bytes as u8, value.len() as u64, value.as_bytes());
+    pub(super) fn text(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        let value = value.as_ref();
+        self.attribute(name, 1 << 3 | Wire::Bytes as u8, value.len() as u64, value);
     }
 
     pub(super) fn address(&mut self, name: &str, value: IpAddr) {
-        let mut text = String::with_capacity(45);
-        write_address(&mut text, value);
-        self.text(name, &text);
+        let mut text = Text::with_capacity(45);
+        text.address(value);
+        self.text(name, text.as_bytes());
     }
 
     pub(super) fn integer(&mut self, name: &str, value: u32) {
@@ -165,7 +166,7 @@ impl Message {
         /// Somebody knows whether the parent is remote; and it is.
         const HAS_IS_REMOTE: u32 = 0x100;
         const IS_REMOTE: u32 = 0x200;
-        self.id(1, context.trace_id_bytes());
+        self.id(1, context.trace_id().bytes());
         self.id(2, context.span_id_bytes());
         if let Some(state) = state {
             self.bytes(3, state.as_bytes());
