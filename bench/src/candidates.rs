@@ -137,7 +137,7 @@ impl Stage {
 
     /// Starts a candidate on its cores, and waits until it is alive.
     fn start(&self, name: Name, executable: &Path) -> anyhow::Result<Candidate> {
-        let [address, metrics] = [free_address()?, free_address()?];
+        let [address, metrics] = free_addresses()?;
         let written = |file: &str| File::options().create(true).append(true).open(self.folder.path().join(file));
         let mut files = vec![written(name.as_str())?];
         let (mut command, entra) = (Command::new(executable), &self.entra.told);
@@ -291,6 +291,8 @@ impl Drop for Candidate {
     }
 }
 
-fn free_address() -> std::io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+/// Two that are not the same: both are held until both are known.
+fn free_addresses() -> std::io::Result<[SocketAddr; 2]> {
+    let [one, other] = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
+    Ok([one.local_addr()?, other.local_addr()?])
 }
