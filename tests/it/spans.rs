@@ -280,6 +280,30 @@ async fn a_batch_that_the_collector_cannot_take_now_is_sent_again() {
 }
 
 #[tokio::test]
+async fn no_request_to_the_collector_holds_more_spans_than_it_may() {
+    for (max_batch, expected) in [(1, vec![1; 6]), (2, vec![2; 3]), (4, vec![4, 2]), (6, vec![6])] {
+        let (collector, base) = Collector::start().await;
+        let app = TestApp::spawn_with(|settings| {
+            traced(&base)(settings);
+            let traces = settings.telemetry.traces.as_mut().unwrap();
+            // So long that nothing but a full batch is sent, until the server stops.
+            (traces.max_batch, traces.schedule_delay) = (max_batch, Duration::from_secs(600));
+        });
+        let mut app = app.await;
+        for _ in 0..2 {
+            app.stand_ins.backend.set_fault([FaultRule::status(503).times(1)]);
+            call(&app, "list_users", json!({}), None, None).await;
+        }
+        let full = expected.iter().filter(|spans| **spans == max_batch).sum();
+        collector.until(full).await;
+        app.begin_shutdown();
+        app.stopped().await.unwrap();
+        collector.until(6).await;
+        assert_eq!(collector.batches(), expected);
+    }
+}
+
+#[tokio::test]
 async fn the_binary_takes_the_standard_variables_and_sends_what_is_left_when_it_stops() {
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     let (collector, base) = Collector::start().await;

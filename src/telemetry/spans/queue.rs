@@ -94,7 +94,7 @@ impl<T> Queue<T> {
         let is_batch = waiting.batch >= self.max_batch;
         if is_batch {
             // What is too much for it is in the next.
-            waiting.batch %= self.max_batch;
+            waiting.batch = waiting.batch.checked_rem(self.max_batch).unwrap_or_default();
         }
         let begins_batch = waiting.batch > 0 && waiting.batch <= spans;
         if is_batch || begins_batch {

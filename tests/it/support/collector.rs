@@ -56,6 +56,16 @@ impl Collector {
         seen.collect()
     }
 
+    /// How many spans there were in each request.
+    pub fn batches(&self) -> Vec<usize> {
+        let taken = self.0.lock().unwrap();
+        let scopes = |(_, request): &(HeaderMap, ExportTraceServiceRequest)| {
+            let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+            scopes.map(|scope| scope.spans.len()).sum()
+        };
+        taken.requests.iter().map(scopes).collect()
+    }
+
     /// Waits for so many spans.
     pub async fn until(&self, count: usize) -> Vec<Seen> {
         until(async || self.spans().len() >= count).await;
