@@ -182,18 +182,35 @@ impl Connection {
             .max_buf_size(READ_HEAD_BYTES)
             .half_close(false)
             .serve_connection(TokioIo::new(io), service);
-        let mut connection = std::pin::pin!(connection);
         // A connection that breaks is the client's affair: there is nobody to tell.
-        tokio::select! {
-            // What has already been asked is answered, even when the stop comes before we first look.
-            biased;
-            _ = connection.as_mut() => {}
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
-            }
-        }
+        let _ = until_stopped(connection, stop).await;
     }
+}
+
+/// Serves a connection to its end. When the stop comes it answers what has been asked by then, and closes.
+async fn until_stopped<I, S, B>(connection: http1::Connection<I, S>, stop: CancellationToken) -> hyper::Result<()>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = stop.cancelled() => {}
+    }
+    // What has arrived since the runtime last looked is seen when it looks again, which it does before we go on.
+    tokio::task::yield_now().await;
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = std::future::ready(()) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// What a connection is doing, told by the service and read by the IO beneath it.
@@ -318,5 +335,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PatientIo<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_has_arrived_when_the_stop_comes_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let service =
+            service_fn(async |_request| Ok::<_, std::convert::Infallible>(hyper::Response::new(String::from("here"))));
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(until_stopped(connection, stop.clone()));
+        tokio::task::yield_now().await;
+        // The runtime, which has this one thread, has not looked for it when the connection hears of the stop.
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
     }
 }
