@@ -66,6 +66,12 @@ pub(crate) fn all_reads() -> Vec<Bytes> {
     all_tools().into_iter().filter(|call| !call.windows(13).any(|part| part == b"create_ticket")).collect()
 }
 
+/// The same request with a bearer token.
+pub(crate) fn with_token(call: &Bytes, token: &str) -> Bytes {
+    let text = String::from_utf8_lossy(call);
+    Bytes::from(text.replacen("\r\n", &format!("\r\nAuthorization: Bearer {token}\r\n"), 1))
+}
+
 fn post(version: &str, more: &str, message: &Value) -> Bytes {
     let body = message.to_string();
     let head = format!(

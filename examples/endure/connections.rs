@@ -224,7 +224,7 @@ async fn until_closed(address: SocketAddr, number: usize, says: &[u8]) -> Option
     Some(begin.elapsed())
 }
 
-async fn connect(source: [u8; 4], address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) async fn connect(source: [u8; 4], address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((source, 0).into())?;
     socket.connect(address).await

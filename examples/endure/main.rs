@@ -17,6 +17,7 @@ mod client;
 mod connections;
 mod crash;
 mod drain;
+mod fairness;
 mod load;
 mod overload;
 mod report;
@@ -67,6 +68,8 @@ enum Scenario {
     Storm,
     /// Connections that say nothing, too little, or the same again and again
     Connections,
+    /// One caller or one fault against all others
+    Fairness,
     /// SIGTERM and SIGKILL behind a balancer, under load
     Drain,
     /// kill -9 and restart, under load
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
                 Scenario::Overload => overload::run(&scale, &mut report).await,
                 Scenario::Storm => storm::run(&scale, &mut report).await,
                 Scenario::Connections => connections::run(&scale, &mut report).await,
+                Scenario::Fairness => fairness::run(&scale, &mut report).await,
                 Scenario::Drain => drain::run(&scale, &mut report).await,
                 Scenario::Crash => crash::run(&scale, &mut report).await,
                 Scenario::Soak => soak::run(&scale, &mut report).await,
