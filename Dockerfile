@@ -6,11 +6,14 @@
 # `--build-arg BUILD_IMAGE=…@sha256:… --build-arg RUNTIME_IMAGE=…@sha256:…`, and no image should be published without.
 # The libc of the builder must not be newer than the one of the runtime: both are of Debian 13.
 #
-# Nothing here is bound to a processor: linux/amd64 and linux/arm64 are each built on a machine of that kind, and
-# `docker buildx build --platform linux/amd64,linux/arm64 --push` with a builder that has a node of each makes one
-# image index of them. Emulation needs no second machine, and much patience.
+# The file builds with BuildKit and without it: `az acr build` uses the classic builder. So no `RUN --mount`, heredoc or
+# other syntax that only BuildKit knows; `scripts/image-test --lint` checks that.
 #
-# `scripts/image-test` builds this file without Docker and holds the image to its promises.
+# Nothing here depends on the processor. Build linux/amd64 and linux/arm64 each on a machine of that kind;
+# `docker buildx build --platform linux/amd64,linux/arm64 --push` with a node of each makes one image index of them.
+# Emulation needs no second machine, but is very slow.
+#
+# `scripts/image-test` builds this file without Docker and tests the image.
 ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-trixie
 # No OpenSSL and no C++ in it, whose defects would be ours to mend: TLS is rustls, linked into the binary.
 ARG RUNTIME_IMAGE=gcr.io/distroless/base-nossl-debian13:nonroot
@@ -19,18 +22,16 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/base-nossl-debian13:nonroot
 # cargo-auditable writes the list of dependencies into the binary, where image scanners look for it.
 FROM ${BUILD_IMAGE} AS toolchain
 ARG CARGO_AUDITABLE=0.7.7
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo install --locked cargo-auditable --version "${CARGO_AUDITABLE}"
+RUN cargo install --locked cargo-auditable --version "${CARGO_AUDITABLE}"
 
 
-# The dependencies, in a layer that stands until Cargo.toml or Cargo.lock changes. Cargo tells a changed source by its
-# time, which image builders alter: so nothing of our own package stays in this layer, and the target folder is in no
-# cache that outlives a build.
+# The dependencies, in a layer that is reused until Cargo.toml or Cargo.lock changes; the downloaded crates stay in it for
+# the next stage. Cargo detects a changed source by its modification time, which image builders alter: so nothing of our
+# own package stays in this layer.
 FROM toolchain AS dependencies
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    mkdir -p src benches examples/endure \
+RUN mkdir -p src benches examples/endure \
     && touch src/lib.rs \
     && echo 'fn main() {}' >src/main.rs \
     && cp src/main.rs benches/hot_path.rs \
@@ -44,8 +45,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM dependencies AS build
 COPY src src
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo auditable build --locked --release --no-default-features --bin mcp-server
+RUN cargo auditable build --locked --release --no-default-features --bin mcp-server
 # The label must not say what the binary does not.
 ARG VERSION=unreleased
 RUN test "${VERSION}" = unreleased || test "$(target/release/mcp-server --version)" = "mcp-server ${VERSION}"
