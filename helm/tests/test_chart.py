@@ -202,7 +202,7 @@ def test_the_disruption_budget_never_blocks_a_node():
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
-def test_zero_may_be_unavailable_when_somebody_insists():
+def test_zero_may_be_unavailable_when_that_is_wanted():
     assert only(installed({"podDisruptionBudget": {"maxUnavailable": 0}}), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
 
 
@@ -362,7 +362,7 @@ def test_the_network_policy_lets_in_calls_and_scrapes_and_out_dns_and_https():
     assert dns["ports"] == [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
     assert {"ipBlock": {"cidr": "169.254.10.0/24"}} in dns["to"]
     assert https["ports"] == [{"port": 443, "protocol": "TCP"}]
-    assert https["to"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]
+    assert {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}} in https["to"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
 
 
@@ -430,8 +430,9 @@ def test_clients_without_a_token_reach_the_metadata_where_tokens_are_wanted():
     metadata = "/.well-known/oauth-protected-resource"
     route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "hostnames": ["a.example"]}}
     ingress = {"ingress": {"enabled": True, "hosts": [{"host": "a.example"}]}}
-    for auth, extra in [("none", []), ("entra", [metadata])]:
-        objects = installed(merge(route, ingress, {"app": {"inboundAuth": auth}}))
+    entra = {"inboundAuth": "entra", "inboundAudience": [CLIENT], "publicUrl": "https://a.example/mcp"}
+    for app, extra in [({}, []), (entra, [metadata])]:
+        objects = installed(merge(route, ingress, {"app": app}))
         matches = only(objects, "HTTPRoute")["spec"]["rules"][0]["matches"]
         assert [match["path"]["value"] for match in matches] == ["/mcp", *extra]
         paths = only(objects, "Ingress")["spec"]["rules"][0]["http"]["paths"]
@@ -766,7 +767,13 @@ def test_every_variable_reaches_the_program(name):
         value = ["https://a.contoso.com", "https://b.contoso.com"]
     else:
         value = "/other" if "enum" not in schema else next(item for item in schema["enum"] if item != default)
-    objects = installed({section: {key: value}, "workloadIdentity": {"webhook": name == "AZURE_SCOPES"}})
+    context = {"workloadIdentity": {"webhook": name == "AZURE_SCOPES"}}
+    if name.startswith(("INBOUND_", "BACKEND_AUTH", "OBO_", "FORWARD_")):
+        entra = {"inboundAuth": "entra", "inboundAudience": [CLIENT], "publicUrl": "https://a.contoso.com/mcp"}
+        context["app"] = merge(entra, {"backendAuth": "on-behalf-of"} if name == "OBO_APP_FALLBACK" else {})
+    if name == "AUDIT_REQUIRED":
+        context["app"] = {"auditLogFile": "/audit/file"}
+    objects = installed(merge(context, {section: {key: value}}))
     assert chart.process(objects)["env"][name] == shown(value)
 
 
@@ -829,6 +836,8 @@ def test_notes_of_workload_identity():
     assert "--subject system:serviceaccount:mcp-system:mcp-server" in text
     assert "--audiences api://AzureADTokenExchange" in text
     assert f"[?clientId=='{CLIENT}'].name" in text
+    # `create` replaces a credential of the same name, so the name holds all that tells two deployments apart.
+    assert '--name "$CLUSTER-mcp-system-mcp-server"' in text and "replaces a credential" in text
     assert "kubectl rollout status deployment/mcp-server --namespace mcp-system && helm test mcp-server --namespace mcp-system" in text
     assert "kubectl port-forward service/mcp-server 8000:8000 --namespace mcp-system" in text
 
@@ -854,6 +863,7 @@ def warned(extra):
 
 
 SOUND = {
+    "networkPolicy": {"ingressFrom": [{"podSelector": {}}]},
     "azure": {"scopes": "api://backend/.default"},
     "image": {"registry": "contoso.azurecr.io"},
     "app": {"backendApiUrl": "https://api.contoso.com/v1"},
@@ -871,6 +881,14 @@ SOUND = {
         ({"app": {"backendApiUrl": "https://api.contoso.com:8443"}}, "the NetworkPolicy lets pods reach"),
         ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, "httpRoute.hostnames is empty"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.create is false"),
+        ({"networkPolicy": {"ingressFrom": []}}, "no caller authentication"),
+        ({"networkPolicy": {"enabled": False}}, "no caller authentication"),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, "allows no eviction"),
+        ({"podDisruptionBudget": {"maxUnavailable": "0%"}}, "allows no eviction"),
+        ({"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": 2}}, "allows no eviction"),
+        ({"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "51%"}}, "allows no eviction"),
+        ({"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "100%"}}, "allows no eviction"),
+        ({"monitoring": {"prometheusRule": {"enabled": True}}}, "runbookBaseUrl is empty"),
     ],
 )
 def test_notes_warn_of_one_thing_at_a_time(extra, words):
@@ -881,5 +899,9 @@ def test_notes_warn_of_one_thing_at_a_time(extra, words):
 def test_notes_are_silent_when_all_is_well():
     assert warned(SOUND) == []
     assert warned(merge(SOUND, {"app": {"backendApiUrl": "https://api.contoso.com:443"}})) == []
+    entra = {"inboundAuth": "entra", "inboundAudience": [CLIENT], "publicUrl": "https://mcp.contoso.com/mcp"}
+    assert warned(merge(SOUND, {"networkPolicy": {"ingressFrom": []}, "app": entra})) == []
+    assert warned(merge(SOUND, {"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "50%"}})) == []
+    assert warned(merge(SOUND, {"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": 1}})) == []
     closed = {"app": {"backendApiUrl": "http://api.backend.svc:8080"}, "networkPolicy": {"extraEgress": [{}]}}
     assert warned(merge(SOUND, closed)) == []

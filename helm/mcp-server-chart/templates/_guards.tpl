@@ -20,7 +20,12 @@
 {{- fail "azure.federatedTokenFile is used only with workload identity and workloadIdentity.webhook=false: the webhook chooses its own path. Drop it." -}}
 {{- end -}}
 {{- $webhookVariables := list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_AUTHORITY_HOST" "AZURE_FEDERATED_TOKEN_FILE" -}}
-{{- range .Values.extraEnv -}}
+{{- $names := list -}}
+{{- range (include "mcp-server.extraEnv" . | fromJson).value -}}
+{{- if has .name $names -}}
+{{- fail (printf "extraEnv sets %s twice: drop one of the two." .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
 {{- if and (has .name $webhookVariables) $webhook -}}
 {{- fail (printf "extraEnv sets %s, which would hide the value of the workload identity webhook: drop it, or set workloadIdentity.webhook=false." .name) -}}
 {{- end -}}
@@ -43,6 +48,9 @@
 {{- if and .Values.image.digest (not (regexMatch "^sha256:[0-9a-f]{64}$" .Values.image.digest)) -}}
 {{- fail (printf "image.digest is %q; expected `sha256:` and 64 hexadecimal digits, as `az acr manifest show-metadata` prints it." .Values.image.digest) -}}
 {{- end -}}
+{{- if kindIs "float64" .Values.image.tag | or (kindIs "int64" .Values.image.tag) -}}
+{{- fail (printf "image.tag is a number (%v), which YAML may have changed: quote it, or use `--set-string image.tag=…`." .Values.image.tag) -}}
+{{- end -}}
 {{- if and (not .Values.image.digest) (eq (toString .Values.image.tag) "latest") -}}
 {{- fail "image.tag is `latest`, which AKS deployment safeguards refuse and no rollback can undo: name a version, or set image.digest." -}}
 {{- end -}}
@@ -64,6 +72,28 @@
 {{- if and .enabled (eq $most $least) -}}
 {{- fail "podDisruptionBudget takes exactly one of maxUnavailable and minAvailable: set the other one to null." -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* What the API server refuses. */ -}}
+{{- with .Values.strategy -}}
+{{- $rolling := .rollingUpdate | default dict -}}
+{{- if and (eq .type "RollingUpdate") (has (toString $rolling.maxUnavailable) (list "0" "0%")) (has (toString $rolling.maxSurge) (list "0" "0%")) -}}
+{{- fail "strategy.rollingUpdate has maxUnavailable and maxSurge of 0, so no pod could ever be replaced: raise one of the two." -}}
+{{- end -}}
+{{- end -}}
+{{- if le (int .Values.progressDeadlineSeconds) (int .Values.minReadySeconds) -}}
+{{- fail (printf "progressDeadlineSeconds (%d) must be more than minReadySeconds (%d)." (int .Values.progressDeadlineSeconds) (int .Values.minReadySeconds)) -}}
+{{- end -}}
+{{- range $name, $resources := dict "resources" .Values.resources "tests.resources" .Values.tests.resources -}}
+{{- range $kind, $request := ($resources.requests | default dict) -}}
+{{- $limit := get ($resources.limits | default dict) $kind -}}
+{{- if include "mcp-server.exceeds" (list $request $limit) -}}
+{{- fail (printf "%s.requests.%s (%v) is above %s.limits.%s (%v): lower the request too." $name $kind $request $name $kind $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.monitoring.serviceMonitor.enabled (eq (int .Values.service.port) (int .Values.app.metricsPort)) -}}
+{{- fail (printf "service.port and app.metricsPort are both %d, and with monitoring.serviceMonitor the Service has both: change one of the two." (int .Values.service.port)) -}}
 {{- end -}}
 
 {{- /* The way in. */ -}}
@@ -93,6 +123,52 @@
 {{- end -}}
 {{- if lt (include "mcp-server.terminationGracePeriodSeconds" . | int) (include "mcp-server.shutdownSeconds" . | int) -}}
 {{- fail (printf "terminationGracePeriodSeconds (%s) is less than lifecycle.preStop.sleep.seconds + app.shutdownGrace + 5 = %s: calls in flight would be killed. Raise it, or set it to null." (include "mcp-server.terminationGracePeriodSeconds" .) (include "mcp-server.shutdownSeconds" .)) -}}
+{{- end -}}
+
+{{- with .Values.app -}}
+{{- if and .auditRequired (not .auditLogFile) (not (include "mcp-server.setElsewhere" (list $ "AUDIT_LOG_FILE"))) -}}
+{{- fail "app.auditRequired is true, but app.auditLogFile is empty: name the file, or leave both out." -}}
+{{- end -}}
+{{- if and .readOnly .enabledTools (not (without .enabledTools "create_ticket")) -}}
+{{- fail "app.enabledTools lists only tools that app.readOnly switches off: add another, or leave one of the two out." -}}
+{{- end -}}
+{{- if and .oboAppFallback (eq .backendAuth "server") (not (include "mcp-server.setElsewhere" (list $ "BACKEND_AUTH"))) -}}
+{{- fail "app.oboAppFallback is true, which has no meaning unless app.backendAuth is `on-behalf-of`." -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Callers. */ -}}
+{{- with .Values.app -}}
+{{- if eq .inboundAuth "entra" -}}
+{{- if not (or .inboundAudience (include "mcp-server.setElsewhere" (list $ "INBOUND_AUDIENCE"))) -}}
+{{- fail "app.inboundAuth is `entra`, so app.inboundAudience is required: the client id of this server's app registration, for example `--set app.inboundAudience[0]=<client id>`." -}}
+{{- end -}}
+{{- if not (or .publicUrl (include "mcp-server.setElsewhere" (list $ "PUBLIC_URL"))) -}}
+{{- fail "app.inboundAuth is `entra`, so app.publicUrl is required: the URL that clients use, for example `--set app.publicUrl=https://mcp.example.com/mcp`." -}}
+{{- end -}}
+{{- $guid := "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" -}}
+{{- if not (or .inboundTenants (regexMatch $guid $.Values.azure.tenantId) (include "mcp-server.setElsewhere" (list $ "INBOUND_TENANTS"))) -}}
+{{- fail "app.inboundTenants is required with app.inboundAuth=entra when azure.tenantId is a domain name, because tokens name tenants by their GUID: set it to the tenant's GUID." -}}
+{{- end -}}
+{{- if and (eq .backendAuth "on-behalf-of") .inboundAudience -}}
+{{- $audiences := join "," .inboundAudience | lower -}}
+{{- if not (or (has (lower $.Values.azure.clientId) (splitList "," $audiences)) (contains "://" $audiences) (include "mcp-server.setElsewhere" (list $ "INBOUND_AUDIENCE"))) -}}
+{{- fail "app.backendAuth is `on-behalf-of`, but app.inboundAudience does not list azure.clientId: Entra lets a token be exchanged only by the app that it is for." -}}
+{{- end -}}
+{{- end -}}
+{{- else if not (include "mcp-server.setElsewhere" (list $ "INBOUND_AUTH")) -}}
+{{- range $key := list "inboundAudience" "inboundTenants" "inboundClients" "inboundScopeNames" "inboundRoleNames" -}}
+{{- if get $.Values.app $key -}}
+{{- fail (printf "app.%s is set, but app.inboundAuth is not `entra`, so no token would be checked: set app.inboundAuth=entra, or drop it." $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .backendAuth "on-behalf-of" -}}
+{{- fail "app.backendAuth is `on-behalf-of`, which exchanges the caller's token: set app.inboundAuth=entra too." -}}
+{{- end -}}
+{{- if .forwardCaller -}}
+{{- fail "app.forwardCaller is true, but callers are known only with app.inboundAuth=entra." -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Monitoring. */ -}}

@@ -28,10 +28,10 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What every pod of the release has in common: the server's and that of `helm test`. */}}
+{{/* The labels that every pod of the release has: the server's and that of `helm test`. */}}
 {{- define "mcp-server.commonSelectorLabels" -}}
-app.kubernetes.io/name: {{ include "mcp-server.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mcp-server.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* What only the server's pods have. */}}
@@ -42,11 +42,11 @@ app.kubernetes.io/component: server
 
 {{/* The labels of the chart itself, which no value replaces. */}}
 {{- define "mcp-server.ownLabels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{ include "mcp-server.commonSelectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: {{ include "mcp-server.name" . }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: {{ include "mcp-server.name" . | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{- define "mcp-server.labels" -}}
@@ -93,6 +93,59 @@ true
 {{- default "/var/run/secrets/azure/tokens/token" .Values.azure.federatedTokenFile -}}
 {{- end -}}
 
+{{/* Text in `extra…` values may be a template. Each text is expanded by itself, so that its result stays one text whatever it
+     looks like. Call with (list . value); the result is JSON, under the key `value`. */}}
+{{- define "mcp-server.expanded" -}}
+{{- $root := index . 0 -}}
+{{- $value := index . 1 -}}
+{{- $result := $value -}}
+{{- if kindIs "string" $value -}}
+{{- $result = tpl $value $root -}}
+{{- else if kindIs "map" $value -}}
+{{- $result = dict -}}
+{{- range $key, $item := $value -}}
+{{- $_ := set $result (tpl $key $root) (include "mcp-server.expanded" (list $root $item) | fromJson | dig "value" nil) -}}
+{{- end -}}
+{{- else if kindIs "slice" $value -}}
+{{- $result = list -}}
+{{- range $value -}}
+{{- $result = append $result (include "mcp-server.expanded" (list $root .) | fromJson | dig "value" nil) -}}
+{{- end -}}
+{{- end -}}
+{{- dict "value" $result | toJson -}}
+{{- end -}}
+
+{{/* The same as YAML. */}}
+{{- define "mcp-server.expandedYaml" -}}
+{{- include "mcp-server.expanded" . | fromJson | dig "value" nil | toYaml -}}
+{{- end -}}
+
+{{/* `extraEnv` with its templates expanded, every value a text; JSON under the key `value`. A number is refused: YAML has
+     already changed 1.10 to 1.1. */}}
+{{- define "mcp-server.extraEnv" -}}
+{{- $entries := list -}}
+{{- range (include "mcp-server.expanded" (list . (.Values.extraEnv | default list)) | fromJson).value -}}
+{{- $entry := . -}}
+{{- if kindIs "float64" .value -}}
+{{- fail (printf "extraEnv sets %s to a number, which YAML may have changed: quote it." .name) -}}
+{{- else if kindIs "bool" .value -}}
+{{- $entry = merge (dict "value" (toString .value)) . -}}
+{{- end -}}
+{{- $entries = append $entries $entry -}}
+{{- end -}}
+{{- dict "value" $entries | toJson -}}
+{{- end -}}
+
+{{/* "true" or nothing: whether a variable may be set by something other than `app` and `azure`. Call with (list . "NAME"). */}}
+{{- define "mcp-server.setElsewhere" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- if or $root.Values.existingConfigMap $root.Values.envFrom }}true{{ end -}}
+{{- range (include "mcp-server.extraEnv" $root | fromJson).value -}}
+{{- if eq .name $name }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "mcp-server.allowedHosts" -}}
 {{- $hosts := list "localhost" "127.0.0.1" "[::1]" -}}
 {{- $service := include "mcp-server.fullname" . -}}
@@ -109,6 +162,9 @@ true
 {{- range .Values.ingress.hosts -}}
 {{- $hosts = append $hosts .host -}}
 {{- end -}}
+{{- end -}}
+{{- with .Values.app.publicUrl -}}
+{{- $hosts = append $hosts (regexReplaceAll ":[0-9]+$" (urlParse .).host "") -}}
 {{- end -}}
 {{- concat $hosts (.Values.extraAllowedHosts | default list) | uniq | join "," -}}
 {{- end -}}
@@ -142,84 +198,96 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* `env` and `envFrom` of the server, and of `mcp-server check` in the pod of `helm test`. */}}
+{{/* `env` and `envFrom` of the server, and of `mcp-server check` in the pod of `helm test`. `extraEnv` wins: server-side apply
+     refuses two entries of one name, so the chart leaves its own out. */}}
 {{- define "mcp-server.environment" -}}
-{{- $identity := include "mcp-server.workloadIdentity" . -}}
-{{- $webhook := include "mcp-server.webhook" . -}}
-{{- if or (not $webhook) .Values.otlp.existingSecret .Values.extraEnv }}
+{{- $env := list -}}
+{{- if not (include "mcp-server.webhook" .) -}}
+{{- $env = append $env (dict "name" "AZURE_TENANT_ID" "value" .Values.azure.tenantId) -}}
+{{- $env = append $env (dict "name" "AZURE_CLIENT_ID" "value" .Values.azure.clientId) -}}
+{{- with .Values.azure.authorityHost -}}
+{{- $env = append $env (dict "name" "AZURE_AUTHORITY_HOST" "value" .) -}}
+{{- end -}}
+{{- if include "mcp-server.workloadIdentity" . -}}
+{{- $env = append $env (dict "name" "AZURE_FEDERATED_TOKEN_FILE" "value" (include "mcp-server.federatedTokenFile" .)) -}}
+{{- else -}}
+{{- $env = append $env (include "mcp-server.secretVariable" (list "AZURE_CLIENT_SECRET" .Values.azure) | fromJson) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.otlp.existingSecret -}}
+{{- $env = append $env (include "mcp-server.secretVariable" (list "OTEL_EXPORTER_OTLP_HEADERS" .Values.otlp) | fromJson) -}}
+{{- end -}}
+{{- $extra := (include "mcp-server.extraEnv" . | fromJson).value -}}
+{{- $own := list -}}
+{{- range $entry := $env -}}
+{{- $replaced := false -}}
+{{- range $extra -}}
+{{- if eq .name $entry.name -}}{{- $replaced = true -}}{{- end -}}
+{{- end -}}
+{{- if not $replaced -}}{{- $own = append $own $entry -}}{{- end -}}
+{{- end -}}
+{{- with concat $own $extra }}
 env:
-  {{- if not $webhook }}
-  - name: AZURE_TENANT_ID
-    value: {{ .Values.azure.tenantId | quote }}
-  - name: AZURE_CLIENT_ID
-    value: {{ .Values.azure.clientId | quote }}
-  {{- with .Values.azure.authorityHost }}
-  - name: AZURE_AUTHORITY_HOST
-    value: {{ . | quote }}
-  {{- end }}
-  {{- if $identity }}
-  - name: AZURE_FEDERATED_TOKEN_FILE
-    value: {{ include "mcp-server.federatedTokenFile" . | quote }}
-  {{- else }}
-  - name: AZURE_CLIENT_SECRET
-    valueFrom:
-      secretKeyRef:
-        name: {{ .Values.azure.existingSecret }}
-        key: {{ .Values.azure.existingSecretKey }}
-  {{- end }}
-  {{- end }}
-  {{- with .Values.otlp.existingSecret }}
-  - name: OTEL_EXPORTER_OTLP_HEADERS
-    valueFrom:
-      secretKeyRef:
-        name: {{ . }}
-        key: {{ $.Values.otlp.existingSecretKey }}
-  {{- end }}
-  {{- with .Values.extraEnv }}
-  {{- tpl (toYaml .) $ | nindent 2 }}
-  {{- end }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 envFrom:
   - configMapRef:
-      name: {{ include "mcp-server.fullname" . }}
+      name: {{ include "mcp-server.fullname" . | quote }}
   {{- with .Values.existingConfigMap }}
   - configMapRef:
-      name: {{ . }}
+      name: {{ . | quote }}
   {{- end }}
   {{- with .Values.envFrom }}
-  {{- tpl (toYaml .) $ | nindent 2 }}
+  {{- include "mcp-server.expandedYaml" (list $ .) | nindent 2 }}
   {{- end }}
 {{- end -}}
 
-{{- define "mcp-server.volumeMounts" -}}
-- name: tmp
-  mountPath: /tmp
-{{- if and (include "mcp-server.workloadIdentity" .) (not .Values.workloadIdentity.webhook) }}
-- name: azure-identity-token
-  mountPath: {{ include "mcp-server.federatedTokenFile" . | dir }}
-  readOnly: true
-{{- end }}
-{{- with .Values.extraVolumeMounts }}
-{{ tpl (toYaml .) $ }}
-{{- end }}
+{{/* A variable from an existing Secret, as JSON. Call with (list "NAME" map with existingSecret and existingSecretKey). */}}
+{{- define "mcp-server.secretVariable" -}}
+{{- $secret := index . 1 -}}
+{{- $reference := dict "name" $secret.existingSecret "key" $secret.existingSecretKey -}}
+{{- dict "name" (index . 0) "valueFrom" (dict "secretKeyRef" $reference) | toJson -}}
 {{- end -}}
 
+{{/* "true" or nothing: whether the chart projects the service-account token itself. */}}
+{{- define "mcp-server.ownProjection" -}}
+{{- if and (include "mcp-server.workloadIdentity" .) (not .Values.workloadIdentity.webhook) }}true{{ end -}}
+{{- end -}}
+
+{{/* An entry of `extraVolumeMounts` replaces the chart's own for the same path. */}}
+{{- define "mcp-server.volumeMounts" -}}
+{{- $extra := (include "mcp-server.expanded" (list . (.Values.extraVolumeMounts | default list)) | fromJson).value -}}
+{{- $taken := list -}}
+{{- range $extra }}{{ $taken = append $taken (clean .mountPath) }}{{ end -}}
+{{- $mounts := list -}}
+{{- if not (has "/tmp" $taken) -}}
+{{- $mounts = append $mounts (dict "name" "tmp" "mountPath" "/tmp") -}}
+{{- end -}}
+{{- $folder := include "mcp-server.federatedTokenFile" . | dir -}}
+{{- if and (include "mcp-server.ownProjection" .) (not (has $folder $taken)) -}}
+{{- $mounts = append $mounts (dict "name" "azure-identity-token" "mountPath" $folder "readOnly" true) -}}
+{{- end -}}
+{{- concat $mounts $extra | toYaml -}}
+{{- end -}}
+
+{{/* An entry of `extraVolumes` replaces the chart's own of the same name. */}}
 {{- define "mcp-server.volumes" -}}
-- name: tmp
-  emptyDir:
-    sizeLimit: 64Mi
-{{- if and (include "mcp-server.workloadIdentity" .) (not .Values.workloadIdentity.webhook) }}
-- name: azure-identity-token
-  projected:
-    sources:
-      - serviceAccountToken:
-          audience: api://AzureADTokenExchange
-          expirationSeconds: {{ int64 .Values.workloadIdentity.tokenExpirationSeconds }}
-          path: {{ include "mcp-server.federatedTokenFile" . | base }}
-{{- end }}
-{{- with .Values.extraVolumes }}
-{{ tpl (toYaml .) $ }}
-{{- end }}
+{{- $extra := (include "mcp-server.expanded" (list . (.Values.extraVolumes | default list)) | fromJson).value -}}
+{{- $taken := list -}}
+{{- range $extra }}{{ $taken = append $taken .name }}{{ end -}}
+{{- $volumes := list -}}
+{{- if not (has "tmp" $taken) -}}
+{{- $volumes = append $volumes (dict "name" "tmp" "emptyDir" (dict "sizeLimit" "64Mi")) -}}
+{{- end -}}
+{{- if and (include "mcp-server.ownProjection" .) (not (has "azure-identity-token" $taken)) -}}
+{{- $token := dict
+      "audience" "api://AzureADTokenExchange"
+      "expirationSeconds" (int64 .Values.workloadIdentity.tokenExpirationSeconds)
+      "path" (include "mcp-server.federatedTokenFile" . | base) -}}
+{{- $sources := list (dict "serviceAccountToken" $token) -}}
+{{- $volumes = append $volumes (dict "name" "azure-identity-token" "projected" (dict "sources" $sources)) -}}
+{{- end -}}
+{{- concat $volumes $extra | toYaml -}}
 {{- end -}}
 
 {{/* The constraints, each with the server's pods as selector where it has none. */}}
@@ -234,7 +302,7 @@ envFrom:
 
 {{/* What the pods of the server and of `helm test` share: identity, security, place. */}}
 {{- define "mcp-server.podSpec" -}}
-serviceAccountName: {{ include "mcp-server.serviceAccountName" . }}
+serviceAccountName: {{ include "mcp-server.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 # A Service named `metrics` in the namespace would set METRICS_PORT to an address.
 enableServiceLinks: false
@@ -253,10 +321,10 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- if kindIs "bool" .Values.hostUsers }}
 hostUsers: {{ .Values.hostUsers }}
@@ -283,9 +351,61 @@ dnsConfig:
 {{- if .Values.autoscaling.enabled }}{{ int .Values.autoscaling.minReplicas }}{{ else }}{{ int .Values.replicaCount }}{{ end -}}
 {{- end -}}
 
-{{/* Seconds of preStop, of the program's grace, and of the last logs: what a pod needs to end in good order. */}}
+{{/* `lifecycle` less what does not go together: the sleep of the default beside a handler of `preStop` that replaces it. */}}
+{{- define "mcp-server.lifecycle" -}}
+{{- $lifecycle := omit (.Values.lifecycle | default dict) "preStop" -}}
+{{- with (.Values.lifecycle | default dict).preStop -}}
+{{- $_ := set $lifecycle "preStop" (ternary (omit . "sleep") . (or (hasKey . "exec") (hasKey . "httpGet"))) -}}
+{{- end -}}
+{{- with $lifecycle }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* What an API server accepts: `Recreate` has no settings of a rolling update. */}}
+{{- define "mcp-server.strategy" -}}
+{{- ternary (pick .Values.strategy "type") .Values.strategy (eq .Values.strategy.type "Recreate") | toYaml -}}
+{{- end -}}
+
+{{/* `replicas` while an autoscaler decides, or nothing, which leaves the running number to the autoscaler.
+     Where Helm gives the field up, the API server sets it to 1 and pods end at once; so the running number is rendered
+     - when there is no autoscaler yet: `replicas` was Helm's, and the pods must not become fewer than `minReplicas`;
+     - while the field still belongs to a manager that applied it;
+     - where nothing is applied by the server, as with Helm 3, which removes the field if the last manifest had it. */}}
+{{- define "mcp-server.runningReplicas" -}}
+{{- $name := include "mcp-server.fullname" . -}}
+{{- with lookup "apps/v1" "Deployment" .Release.Namespace $name -}}
+{{- $running := dig "spec" "replicas" 1 . | int -}}
+{{- if not (lookup "autoscaling/v2" "HorizontalPodAutoscaler" $.Release.Namespace $name) -}}
+{{- max $running (int $.Values.autoscaling.minReplicas) -}}
+{{- else -}}
+{{- $applied := false -}}
+{{- $owned := false -}}
+{{- range dig "metadata" "managedFields" list . -}}
+{{- if and (eq .operation "Apply") (not .subresource) -}}
+{{- $applied = true -}}
+{{- if hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas" }}{{ $owned = true }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if or $owned (not $applied) }}{{ $running }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether one quantity is more than another: "true" or nothing, also where a unit is unknown. Call with (list a b). */}}
+{{- define "mcp-server.exceeds" -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $numbers := list -}}
+{{- range . -}}
+{{- $unit := regexReplaceAll "^[0-9.]+" (toString .) "" -}}
+{{- if and (hasKey $units $unit) (regexMatch "^[0-9]" (toString .)) -}}
+{{- $numbers = append $numbers (mulf (regexFind "^[0-9.]+" (toString .) | float64) (get $units $unit)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (len $numbers) 2 }}{{ if gt (index $numbers 0) (index $numbers 1) }}true{{ end }}{{ end -}}
+{{- end -}}
+
+{{/* Seconds that a pod needs to stop in good order: preStop, the program's grace, and the last logs. */}}
 {{- define "mcp-server.shutdownSeconds" -}}
-{{- $preStop := dig "preStop" "sleep" "seconds" 0 (.Values.lifecycle | default dict) -}}
+{{- $preStop := include "mcp-server.lifecycle" . | fromYaml | dig "preStop" "sleep" "seconds" 0 -}}
 {{- add (int $preStop) (ceil .Values.app.shutdownGrace | int) 5 -}}
 {{- end -}}
 

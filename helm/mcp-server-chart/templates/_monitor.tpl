@@ -8,8 +8,8 @@
 apiVersion: {{ $values.apiVersion }}
 kind: {{ $kind }}
 metadata:
-  name: {{ include "mcp-server.fullname" $root }}
-  namespace: {{ $root.Release.Namespace }}
+  name: {{ include "mcp-server.fullname" $root | quote }}
+  namespace: {{ $root.Release.Namespace | quote }}
   labels:
     {{- merge (include "mcp-server.labels" $root | fromYaml) ($values.labels | default dict) | toYaml | nindent 4 }}
   {{- include "mcp-server.annotations" (list $root dict) }}
@@ -26,7 +26,7 @@ spec:
   {{ index . 4 }}:
     - port: metrics
       path: /metrics
-      interval: {{ $values.interval }}
-      scrapeTimeout: {{ $values.scrapeTimeout }}
+      interval: {{ $values.interval | quote }}
+      scrapeTimeout: {{ $values.scrapeTimeout | quote }}
 {{- end }}
 {{- end -}}
