@@ -313,8 +313,13 @@ impl BackendClient {
         call.timeout = call.timeout.min(HEALTH_TIMEOUT);
         call.deadline = Instant::now() + call.timeout;
         let request = Outgoing::read(Route::Health, self.url(&["health"]));
-        let token = self.token(&call, &request).await?;
-        let body = self.exchange(&call, &request, &token).await?;
+        let token = self.token(&call, &request, None).await?;
+        let answer = self.exchange(&call, &request, &token).await;
+        if let Err(BackendError { failure: Failure::Unauthorized, .. }) = &answer {
+            // The next check, or call, goes with the token that this begins to fetch: an idle server heals too.
+            self.identity.reject(&token);
+        }
+        let body = answer?;
         let health: Health = self.decode(&request, &body)?;
         if health.status == "healthy" { Ok(()) } else { Err(self.fail(&request, Failure::Unhealthy)) }
     }
@@ -371,26 +376,36 @@ impl BackendClient {
 
     /// One attempt; when the backend refuses the token, one more with a new one.
     async fn attempt_with_token(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
-        let token = self.token(call, request).await?;
+        let token = self.token(call, request, None).await?;
         match self.attempt(call, request, &token).await {
             Err(BackendError { failure: Failure::Unauthorized, .. })
                 if self.reject(call, &token) && call.left() > retry::LEAST_ATTEMPT =>
             {
                 self.metrics.retried(retry::REASON_UNAUTHORIZED);
-                let token = self.token(call, request).await?;
+                let token = self.token(call, request, Some(&token)).await;
+                let token = token.map_err(|error| BackendError { token_rejected: true, ..error })?;
                 self.attempt(call, request, &token).await
             }
             answer => answer,
         }
     }
 
-    /// A token, at once when one is held.
-    async fn token(&self, call: &Call, request: &Outgoing) -> Result<Arc<BearerToken>, BackendError> {
+    /// A token, at once when one is held; other than the rejected one, which may be held still.
+    async fn token(
+        &self,
+        call: &Call,
+        request: &Outgoing,
+        rejected: Option<&Arc<BearerToken>>,
+    ) -> Result<Arc<BearerToken>, BackendError> {
         let token = async {
-            match (&call.bearer, &self.users) {
-                (Bearer::Server, _) => self.identity.token().await.map_err(Failure::Identity),
-                (Bearer::User(user), Some(users)) => users.token(user).await.map_err(Failure::OnBehalfOf),
-                (Bearer::User(_), None) | (Bearer::Nobody, _) => Err(Failure::NoUser),
+            match (&call.bearer, &self.users, rejected) {
+                (Bearer::Server, _, None) => self.identity.token().await.map_err(Failure::Identity),
+                (Bearer::Server, _, Some(token)) => self.identity.replacement(token).await.map_err(Failure::Identity),
+                (Bearer::User(user), Some(users), None) => users.token(user).await.map_err(Failure::OnBehalfOf),
+                (Bearer::User(user), Some(users), Some(token)) => {
+                    users.replacement(user, token).await.map_err(Failure::OnBehalfOf)
+                }
+                (Bearer::User(_), None, _) | (Bearer::Nobody, ..) => Err(Failure::NoUser),
             }
         };
         let token = timeout_at(call.deadline, token).await.unwrap_or_else(|_elapsed| {
@@ -552,7 +567,7 @@ impl BackendClient {
             write.doubtful.fetch_or(doubtful, Relaxed) || doubtful
         };
         let unknown_write = request.write.as_ref().filter(unknown).map(|write| write.key.clone());
-        BackendError { failure, path, write: request.write.is_some(), unknown_write }
+        BackendError { failure, path, write: request.write.is_some(), unknown_write, token_rejected: false }
     }
 }
 

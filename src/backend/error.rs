@@ -22,15 +22,17 @@ pub struct BackendError {
     pub write: bool,
     /// The `Idempotency-Key` of a write that may have been applied although it failed.
     pub unknown_write: Option<String>,
+    /// The backend had answered 401 to the token before, and there was no other: the failure says why.
+    pub token_rejected: bool,
 }
 
 /// The ways to fail.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Entra gave no token; nothing was sent.
+    /// Entra gave no token; nothing was sent, unless `token_rejected` says so.
     #[error("could not get a token")]
     Identity(#[source] Arc<IdentityError>),
-    /// Entra gave no token on behalf of the user who calls; nothing was sent.
+    /// The same on behalf of the user who calls.
     #[error("could not get a token on behalf of the user")]
     OnBehalfOf(#[source] Arc<IdentityError>),
     /// Calls are made on behalf of users, and this caller is none; nothing was sent.

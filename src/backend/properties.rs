@@ -358,7 +358,13 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
     ];
     for failure in failures {
         let applied = failure.may_have_been_applied();
-        let error = BackendError { failure, path: "/tickets".to_owned(), write: true, unknown_write: None };
+        let error = BackendError {
+            failure,
+            path: "/tickets".to_owned(),
+            write: true,
+            unknown_write: None,
+            token_rejected: false,
+        };
         let repeated = error.setback().is_some_and(|setback| may_repeat(true, setback));
         assert!(!(repeated && applied), "{error}");
         assert!(!(applied && error.was_turned_away()), "{error}");

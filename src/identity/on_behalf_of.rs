@@ -85,18 +85,13 @@ struct Seat(Mutex<Seated>);
 
 #[derive(Default)]
 struct Seated {
-    phase: Phase,
+    held: Option<Arc<BearerToken>>,
+    /// The exchange that runs.
+    flight: Option<watch::Receiver<Option<Outcome>>>,
+    /// Why the last exchange failed, if it did.
+    failure: Option<Arc<IdentityError>>,
     failures: u32,
     forced_at: Option<Instant>,
-}
-
-#[derive(Default)]
-enum Phase {
-    #[default]
-    Empty,
-    Flying(watch::Receiver<Option<Outcome>>),
-    Held(Arc<BearerToken>),
-    Failed(Arc<IdentityError>),
 }
 
 impl Seat {
@@ -149,20 +144,31 @@ impl OnBehalfOf {
     ///
     /// When Entra gives no token for this user, or is asked for too many at once.
     pub async fn token(&self, user: &Arc<UserAssertion>) -> Outcome {
+        self.obtain(user, |_| true).await
+    }
+
+    /// The same, but a token other than this one, which the backend rejected: for the call whose rejection [`reject`](Self::reject)
+    /// has answered with `true`.
+    ///
+    /// # Errors
+    ///
+    /// As [`token`](Self::token).
+    pub async fn replacement(&self, user: &Arc<UserAssertion>, rejected: &Arc<BearerToken>) -> Outcome {
+        self.obtain(user, |token| !Arc::ptr_eq(token, rejected)).await
+    }
+
+    async fn obtain(&self, user: &Arc<UserAssertion>, accepts: impl Fn(&Arc<BearerToken>) -> bool) -> Outcome {
         let Ok(seat) =
             self.seats.get_or_insert_with(&self.key(user), || Ok::<_, std::convert::Infallible>(Arc::default()));
         let mut flight = {
             let mut seated = seat.lock();
-            let now = Instant::now();
-            match &seated.phase {
-                Phase::Held(token) if token.is_usable(now) => return Ok(Arc::clone(token)),
-                Phase::Failed(error) if error.retry_at.is_some_and(|at| now < at) => return Err(Arc::clone(error)),
-                Phase::Flying(flight) => flight.clone(),
-                Phase::Empty | Phase::Held(_) | Phase::Failed(_) => {
-                    let flight = self.start(&seat, user)?;
-                    seated.phase = Phase::Flying(flight.clone());
-                    flight
-                }
+            if let Some(token) = seated.usable().filter(|token| accepts(token)) {
+                return Ok(Arc::clone(token));
+            }
+            match (&seated.flight, seated.cooling()) {
+                (Some(flight), _) => flight.clone(),
+                (None, Some(error)) => return Err(Arc::clone(error)),
+                (None, None) => self.start(&seat, &mut seated, user)?,
             }
         };
         match flight.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone()) {
@@ -171,24 +177,29 @@ impl OnBehalfOf {
         }
     }
 
-    /// The backend answered 401 to this token: drops it, and it alone, if it is still held. Returns whether a different token may be
-    /// expected. At most once in 30 s for each user: a backend that refuses every token must not turn calls into exchanges.
-    pub fn reject(&self, user: &UserAssertion, token: &Arc<BearerToken>) -> bool {
+    /// The backend answered 401 to this token: begins to replace it, and it alone, if it is still held, and keeps it meanwhile.
+    /// Returns whether a different token may be expected. At most once in 30 s for each user: a backend that rejects every token must
+    /// not turn calls into exchanges.
+    pub fn reject(&self, user: &Arc<UserAssertion>, token: &Arc<BearerToken>) -> bool {
         let Some(seat) = self.seats.get(&self.key(user)) else { return true };
         let mut seated = seat.lock();
-        match &seated.phase {
-            Phase::Held(current) if Arc::ptr_eq(current, token) => {
-                let now = Instant::now();
-                if seated.forced_at.is_some_and(|at| now.duration_since(at) < FORCED_PAUSE) {
-                    return false;
-                }
-                seated.forced_at = Some(now);
-                seated.phase = Phase::Empty;
-                true
-            }
-            Phase::Held(_) | Phase::Flying(_) | Phase::Empty => true,
-            Phase::Failed(_) => false,
+        if seated.flight.is_some() {
+            return true;
         }
+        if seated.cooling().is_some() {
+            return false;
+        }
+        if seated.held.as_ref().is_none_or(|held| !Arc::ptr_eq(held, token)) {
+            return true;
+        }
+        let now = Instant::now();
+        // After a forced exchange that failed its cool-down decides, and that is over.
+        let too_soon = seated.forced_at.is_some_and(|at| now.duration_since(at) < FORCED_PAUSE);
+        if (too_soon && seated.failure.is_none()) || self.start(&seat, &mut seated, user).is_err() {
+            return false;
+        }
+        seated.forced_at = Some(now);
+        true
     }
 
     /// How many users are remembered, with a token, a failure or an exchange.
@@ -200,6 +211,7 @@ impl OnBehalfOf {
     fn start(
         &self,
         seat: &Arc<Seat>,
+        seated: &mut Seated,
         user: &Arc<UserAssertion>,
     ) -> Result<watch::Receiver<Option<Outcome>>, Arc<IdentityError>> {
         if let Some(error) = &*self.throttled.lock().unwrap_or_else(PoisonError::into_inner)
@@ -234,6 +246,7 @@ impl OnBehalfOf {
         };
         // A task of its own: a caller who leaves must not end the exchange of those who stay.
         tokio::spawn(flight_of_one.instrument(error_span!("exchange")));
+        seated.flight = Some(flight.clone());
         Ok(flight)
     }
 
@@ -258,19 +271,30 @@ impl fmt::Debug for OnBehalfOf {
 }
 
 impl Seated {
+    fn usable(&self) -> Option<&Arc<BearerToken>> {
+        self.held.as_ref().filter(|token| token.is_usable(Instant::now()))
+    }
+
+    /// The failure whose cool-down lasts.
+    fn cooling(&self) -> Option<&Arc<IdentityError>> {
+        self.failure.as_ref().filter(|error| error.retry_at.is_some_and(|at| Instant::now() < at))
+    }
+
     fn settle(&mut self, answer: Answer) -> Outcome {
+        self.flight = None;
         match answer {
             Ok(token) => {
                 let token = Arc::new(token);
                 self.failures = 0;
-                self.phase = Phase::Held(Arc::clone(&token));
+                self.failure = None;
+                self.held = Some(Arc::clone(&token));
                 Ok(token)
             }
             Err(mut error) => {
                 self.failures = self.failures.saturating_add(1);
                 error.retry_at = Some(Instant::now() + cool_down(&error, self.failures));
                 let error = Arc::<IdentityError>::from(error);
-                self.phase = Phase::Failed(Arc::clone(&error));
+                self.failure = Some(Arc::clone(&error));
                 Err(error)
             }
         }
@@ -284,7 +308,14 @@ fn report(outcome: &Outcome) {
             "got a token on behalf of a user, good for {} s",
             token.life().as_secs()
         ),
-        Err(failure) => log_failure!(warn, failure, "{failure}; the calls of this user fail. {}", failure.hint()),
+        Err(failure) => {
+            log_failure!(
+                warn,
+                failure,
+                "{failure}; calls of this user fail unless a token is held. {}",
+                failure.hint()
+            );
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! The token source: hands out the token it holds, and sees to it that it holds one.
 //!
 //! One background task, the driver, makes all exchanges, one at a time, each in a task of its own: at half of a token's
-//! life, after a cool-down, or at once when the backend refused the token. Callers never start one and never end one. While
+//! life, after a cool-down, or at once when the backend rejected the token. Callers never start one and never end one. While
 //! a usable token is held a call costs one atomic load; without one it waits for the exchange in flight or gets the failure
-//! that everyone gets until the cool-down is over. A token is used until it really expires, however long Entra is away.
+//! that everyone gets until the cool-down is over. A token is used until it is replaced or really expires, however long Entra is
+//! away and whatever the backend says of it: a 401 starts a refresh and drops nothing.
 
 #[cfg(test)]
 mod properties;
@@ -44,7 +45,7 @@ pub(super) const FORCED_PAUSE: Duration = Duration::from_secs(30);
 /// The one holder of the token for the backend. Dropping it stops the background work.
 pub struct TokenSource {
     state: Arc<State>,
-    _driver: Option<AbortOnDropHandle<()>>,
+    driver: Option<AbortOnDropHandle<()>>,
 }
 
 impl TokenSource {
@@ -68,7 +69,7 @@ impl TokenSource {
             Progress { running: false, failure: Some(Arc::new(error)), forced_at: None, counts: TokenStats::default() };
         let held = ArcSwapOption::from_pointee(token);
         let state = State { credential, held, progress: watch::Sender::new(progress) };
-        Arc::new(Self { state: Arc::new(state), _driver: None })
+        Arc::new(Self { state: Arc::new(state), driver: None })
     }
 
     pub(super) fn with_exchange<F, E>(credential: &'static str, exchange: F) -> Arc<Self>
@@ -80,7 +81,7 @@ impl TokenSource {
         let state =
             Arc::new(State { credential, held: ArcSwapOption::empty(), progress: watch::Sender::new(progress) });
         let driver = tokio::spawn(keep_driving(Arc::clone(&state), exchange).instrument(error_span!("drive")));
-        Arc::new(Self { state, _driver: Some(AbortOnDropHandle::new(driver)) })
+        Arc::new(Self { state, driver: Some(AbortOnDropHandle::new(driver)) })
     }
 
     /// A usable token; at once if one is held. Else waits for the exchange in flight, or fails as that one did while the
@@ -88,21 +89,32 @@ impl TokenSource {
     pub async fn token(self: &Arc<Self>) -> Result<Arc<BearerToken>, Arc<IdentityError>> {
         match self.state.usable() {
             Some(token) => Ok(token),
-            None => self.wait().await,
+            None => self.wait(|_| true).await,
         }
     }
 
-    async fn wait(&self) -> Result<Arc<BearerToken>, Arc<IdentityError>> {
+    /// A usable token other than this one, which the backend rejected: for the call whose rejection [`reject`](Self::reject) has
+    /// answered with `true`. Waits for the exchange in flight and fails as it does. The caller bounds the wait.
+    pub async fn replacement(
+        self: &Arc<Self>,
+        rejected: &Arc<BearerToken>,
+    ) -> Result<Arc<BearerToken>, Arc<IdentityError>> {
+        self.wait(|token| !Arc::ptr_eq(token, rejected)).await
+    }
+
+    async fn wait(&self, accepts: impl Fn(&Arc<BearerToken>) -> bool) -> Result<Arc<BearerToken>, Arc<IdentityError>> {
         let mut progress = self.state.progress.subscribe();
         loop {
-            if let (false, Some(failure)) = {
+            let failure = {
                 let progress = progress.borrow_and_update();
-                (progress.running, progress.failure.clone())
-            } {
-                return Err(failure);
-            }
-            if let Some(token) = self.state.usable() {
+                progress.failure.clone().filter(|_| !progress.running)
+            };
+            // Looked at after the progress: what is stored in between wakes this loop once more.
+            if let Some(token) = self.state.usable().filter(&accepts) {
                 return Ok(token);
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
             }
             if progress.changed().await.is_err() {
                 let error = IdentityError::new(FaultClass::Internal, self.state.credential);
@@ -111,33 +123,40 @@ impl TokenSource {
         }
     }
 
-    /// The backend answered 401 to this token: drops it, if it is still the current one, and refreshes at once. Returns
-    /// whether a different token may be expected, that is whether a replay makes sense. A token that cannot be replaced
-    /// now, for Entra just failed or the last forced refresh is less than 30 s ago, is kept: it is the best there is.
+    /// The backend answered 401 to this token: refreshes it at once if it is still the current one, and keeps it meanwhile, for the
+    /// 401 may say nothing about the token. Returns whether a different token may be expected, that is whether a replay with the
+    /// [`replacement`](Self::replacement) makes sense: not when Entra just failed, or the last forced refresh is less than 30 s ago.
     pub fn reject(self: &Arc<Self>, token: &Arc<BearerToken>) -> bool {
+        if self.driver.is_none() {
+            return false;
+        }
         let state = &self.state;
         let mut replaced = false;
         let forced = state.progress.send_if_modified(|progress| {
             let current = state.held.load();
             let now = Instant::now();
-            let current_is_rejected = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, token));
-            if !current_is_rejected {
-                replaced = progress.running || current.as_ref().is_some_and(|current| current.is_usable(now));
+            if progress.running {
+                replaced = true;
                 return false;
             }
-            let cooling = !progress.running && progress.failure.is_some();
+            let current_is_rejected = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, token));
+            if !current_is_rejected {
+                replaced = current.as_ref().is_some_and(|current| current.is_usable(now));
+                return false;
+            }
             let too_soon = progress.forced_at.is_some_and(|at| now.duration_since(at) < FORCED_PAUSE);
-            if cooling || too_soon {
+            if progress.failure.is_some() || too_soon {
                 return false;
             }
             progress.forced_at = Some(now);
             progress.counts.forced += 1;
-            progress.running = true; // wakes the driver, if it does not run already
-            state.held.store(None);
+            progress.running = true; // wakes the driver
             true
         });
         if forced {
-            warn!("the backend answered 401 to a token that should be good: it is dropped and replaced");
+            warn!(
+                "the backend answered 401 to a token that should be good: a new one is fetched, and it serves until then"
+            );
         }
         forced || replaced
     }
@@ -610,7 +629,7 @@ mod tests {
         for _ in 0..100 {
             assert!(authority.source.reject(&first), "another token is on its way");
         }
-        let second = authority.source.token().await.unwrap();
+        let second = authority.source.replacement(&first).await.unwrap();
         assert_eq!(number(&second), 2);
         assert!(authority.source.reject(&first), "a newer token is here");
         for _ in 0..100 {
@@ -619,18 +638,54 @@ mod tests {
         assert_eq!(authority.token().await, 2);
         sleep(31 * SECOND).await;
         assert!(authority.source.reject(&second));
-        assert_eq!(authority.token().await, 3);
+        assert_eq!(number(&authority.source.replacement(&second).await.unwrap()), 3);
         sleep(60 * SECOND).await;
         assert_eq!((authority.exchanges(), authority.source.stats().forced), (3, 2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rejected_token_that_entra_does_not_replace_fails_with_entras_reason() {
-        let authority = Authority::new(|number| if number == 1 { Step::Token { life: 3600 } } else { wrong_secret() });
+    async fn a_rejected_token_serves_until_it_is_replaced_and_the_rejected_call_waits_for_that() {
+        let authority = Authority::new(|_| Step::Token { life: 3600 });
+        let first = authority.source.token().await.unwrap();
+        assert!(authority.source.reject(&first));
+        let begin = Instant::now();
+        assert!(Arc::ptr_eq(&authority.source.token().await.unwrap(), &first));
+        assert!(authority.source.is_healthy() && begin.elapsed() == Duration::ZERO);
+        assert_eq!(number(&authority.source.replacement(&first).await.unwrap()), 2);
+        assert_eq!((begin.elapsed(), authority.token().await), (SECOND / 2, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rejected_token_that_entra_does_not_replace_is_kept_and_fails_the_rejected_call_with_entras_reason() {
+        let authority = Authority::new(|number| match number {
+            1 => Step::Token { life: 60 },
+            2..=4 => down(),
+            _ => Step::Token { life: 3600 },
+        });
         let token = authority.source.token().await.unwrap();
         assert!(authority.source.reject(&token));
-        assert_eq!(authority.failure().await.status(), Some(StatusCode::UNAUTHORIZED));
+        let failure = authority.source.replacement(&token).await.unwrap_err();
+        assert_eq!(failure.status(), Some(StatusCode::INTERNAL_SERVER_ERROR));
         assert!(!authority.source.reject(&token), "nothing to expect during a cool-down");
+        // Entra is asked again and again, and not only at the token's half-life.
+        let begin = Instant::now();
+        while authority.token().await == 1 {
+            sleep(SECOND / 10).await;
+        }
+        assert!(begin.elapsed() < 20 * SECOND, "{:?}", begin.elapsed());
+        let stats = authority.source.stats();
+        assert_eq!((authority.token().await, stats.forced, stats.failed_transient), (5, 1, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rejected_token_that_nobody_replaces_ends_when_it_expires() {
+        let authority = Authority::new(|number| if number == 1 { Step::Token { life: 60 } } else { wrong_secret() });
+        let token = authority.source.token().await.unwrap();
+        assert!(authority.source.reject(&token));
+        sleep(54 * SECOND).await;
+        assert_eq!(authority.token().await, 1);
+        sleep(2 * SECOND).await;
+        assert_eq!(authority.failure().await.status(), Some(StatusCode::UNAUTHORIZED));
     }
 
     #[tokio::test(start_paused = true)]
@@ -693,7 +748,9 @@ mod tests {
     async fn a_source_without_a_driver_has_its_one_token_and_no_other() {
         let token = BearerToken::new("only", Instant::now(), 60 * SECOND).unwrap();
         let source = TokenSource::holding(token, "client secret");
-        assert_eq!(source.token().await.unwrap().authorization(), "Bearer only");
+        let only = source.token().await.unwrap();
+        assert_eq!(only.authorization(), "Bearer only");
+        assert!(!source.reject(&only) && source.is_healthy());
         tokio::time::advance(60 * SECOND).await;
         assert_eq!(source.token().await.unwrap_err().class(), FaultClass::Parse);
     }

@@ -67,9 +67,9 @@ pub(super) fn out_of_time(write: bool) -> Problem {
 
 pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> Problem {
     let (code, message, retryable) = match &error.failure {
-        Failure::Identity(identity) => return with_doubt(no_token(error, identity, &own_token(identity)), error),
+        Failure::Identity(identity) => return with_doubt(no_token(error, identity, &own_token(identity, error.token_rejected)), error),
         Failure::OnBehalfOf(identity) => {
-            let mut problem = no_token(error, identity, &users_token(identity));
+            let mut problem = no_token(error, identity, &users_token(identity, error.token_rejected));
             if identity.needs_user() {
                 // Without claims from Entra a new sign-in is what can be asked for.
                 problem.details.claims = Some(identity.claims().unwrap_or("{}").to_owned());
@@ -218,19 +218,28 @@ fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (Error
     (ErrorCode::ServiceError, message, retryable)
 }
 
-fn own_token(identity: &IdentityError) -> String {
-    format!(
-        "The MCP server could not get its own token from Entra ID; nothing was sent to the backend. {}",
-        identity.hint()
-    )
+fn own_token(identity: &IdentityError, rejected: bool) -> String {
+    let hint = identity.hint();
+    match rejected {
+        true => format!("The backend rejected the MCP server's token (401), and Entra ID gave no other. {hint}"),
+        false => {
+            format!("The MCP server could not get its own token from Entra ID; nothing was sent to the backend. {hint}")
+        }
+    }
 }
 
-fn users_token(identity: &IdentityError) -> String {
+fn users_token(identity: &IdentityError, rejected: bool) -> String {
     if identity.needs_user() {
         return "Entra ID wants the user to sign in once more before the backend may be called for them; nothing was sent to it. The \
                 client has to get a new token with the claims in this answer's `WWW-Authenticate` header: calling again with the same \
                 token does not help."
             .to_owned();
+    }
+    if rejected {
+        return format!(
+            "The backend rejected the token of the user who calls (401), and Entra ID gave no other. {}",
+            identity.hint()
+        );
     }
     format!(
         "The MCP server could not get a token for the backend on behalf of the user who calls; nothing was sent to the backend. {}",
@@ -243,6 +252,8 @@ fn no_token(error: &BackendError, identity: &IdentityError, message: &str) -> Pr
         error: ErrorCode::AuthenticationError,
         message: message.to_owned(),
         details: Box::new(Details {
+            status_code: error.token_rejected.then_some(401),
+            path: error.token_rejected.then(|| error.path.clone()),
             aadsts: identity.aadsts(),
             credential: Some(identity.credential()),
             correlation_id: identity.correlation_id().map(str::to_owned),

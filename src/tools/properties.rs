@@ -303,7 +303,7 @@ proptest! {
     ) {
         let failure = make(kind, status, wait);
         let unknown = (write && unknown).then(|| "3f0c9f0e-0000-4000-8000-000000000000".to_owned());
-        let error = BackendError { failure, path: format!("/users/{id}"), write, unknown_write: unknown.clone() };
+        let error = BackendError { failure, path: format!("/users/{id}"), write, unknown_write: unknown.clone(), token_rejected: false };
         let problem = error::advice(&error, || format!("user `{id}`"));
         let json = problem.to_json();
         assert_well_formed(&json);

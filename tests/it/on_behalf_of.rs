@@ -264,3 +264,25 @@ async fn a_401_of_the_backend_costs_one_user_one_token_and_the_other_nothing() {
     assert_eq!(exchanges(), 3);
     assert_eq!(app.stand_ins.entra.token_requests().len() - exchanges(), own, "the server's own token stays");
 }
+
+#[tokio::test]
+async fn a_401_while_entra_is_away_fails_one_call_of_a_user_and_their_token_serves_on() {
+    let app = acting_for_users(false).await;
+    let token = token_of(&app, DemoCaller::Reader, json!({}));
+    let call = async || {
+        let answer = app.send_as(&token, Era::Modern, "tools/call", profile("1")).await.text().await.unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        CallResult(answer["result"].clone())
+    };
+    call().await.structured();
+    app.stand_ins.entra.set_down(true).await.unwrap();
+    app.stand_ins.backend.set_fault([FaultRule::status(401).times(1)]);
+    let error = call().await.error();
+    assert_eq!((&error["error"], &error["details"]["retryable"]), (&json!("AUTHENTICATION_ERROR"), &json!(true)));
+    assert_eq!(error["details"]["status_code"], 401, "the backend was asked: {error}");
+    for _ in 0..10 {
+        call().await.structured();
+    }
+    let sent: Vec<_> = app.backend_requests().into_iter().map(|request| request.authorization_raw).collect();
+    assert!(sent.len() == 12 && sent.iter().all(|authorization| *authorization == sent[0]));
+}

@@ -155,7 +155,8 @@ async fn walk(events: &[Event], replies: Vec<Reply>, remembered: usize) {
     sleep(10 * SECOND).await;
     assert_eq!(holder.flights.available_permits(), EXCHANGES_AT_ONCE, "an exchange left its seat");
     let calls = events.iter().filter(|event| matches!(event, Event::Call { .. })).count();
-    assert!(exchanges.load(Relaxed) <= calls, "more exchanges than calls");
+    let rejections = events.iter().filter(|event| matches!(event, Event::Reject { .. })).count();
+    assert!(exchanges.load(Relaxed) <= calls + rejections, "more exchanges than calls and rejections");
 }
 
 proptest! {
@@ -261,21 +262,49 @@ async fn a_failure_of_one_user_is_theirs_and_a_throttling_is_everybodys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_token_is_dropped_alone_and_at_most_once_in_thirty_seconds() {
+async fn a_rejected_token_is_replaced_alone_and_at_most_once_in_thirty_seconds() {
     let exchanges = Arc::new(AtomicUsize::new(0));
     let holder = holder(REMEMBERED, Arc::clone(&exchanges), |_| Reply::Token { after: 10, life: 3_600 });
     let (a, b) = (user(0), user(2));
     let (of_a, of_b) = (holder.token(&a).await.unwrap(), holder.token(&b).await.unwrap());
-    assert!(holder.reject(&a, &of_a));
-    assert!(Arc::ptr_eq(&holder.token(&b).await.unwrap(), &of_b), "the other's token stays");
-    let second = holder.token(&a).await.unwrap();
-    assert!(!Arc::ptr_eq(&second, &of_a));
+    for _ in 0..10 {
+        assert!(holder.reject(&a, &of_a));
+    }
+    for (user, token) in [(&a, &of_a), (&b, &of_b)] {
+        assert!(Arc::ptr_eq(&holder.token(user).await.unwrap(), token), "it serves until another is there");
+    }
+    let second = holder.replacement(&a, &of_a).await.unwrap();
+    assert!(!Arc::ptr_eq(&second, &of_a) && Arc::ptr_eq(&holder.token(&a).await.unwrap(), &second));
     assert!(holder.reject(&a, &of_a), "a newer one is here");
+    assert!(Arc::ptr_eq(&holder.replacement(&a, &of_a).await.unwrap(), &second));
     assert!(!holder.reject(&a, &second), "too soon");
     assert!(Arc::ptr_eq(&holder.token(&a).await.unwrap(), &second));
     sleep(31 * SECOND).await;
     assert!(holder.reject(&a, &second));
-    assert_eq!(exchanges.load(Relaxed), 3);
+    assert!(!Arc::ptr_eq(&holder.replacement(&a, &second).await.unwrap(), &second));
+    assert_eq!(exchanges.load(Relaxed), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_that_entra_does_not_replace_serves_on_and_is_rejected_again_after_the_cool_down() {
+    let exchanges = Arc::new(AtomicUsize::new(0));
+    let holder = holder(REMEMBERED, Arc::clone(&exchanges), |number| match number {
+        1 => Reply::Refuse { after: 10, status: 503 },
+        _ => Reply::Token { after: 10, life: 60 },
+    });
+    let user = user(0);
+    let token = holder.token(&user).await.unwrap();
+    assert!(holder.reject(&user, &token));
+    let failure = holder.replacement(&user, &token).await.unwrap_err();
+    assert_eq!(failure.status(), Some(StatusCode::SERVICE_UNAVAILABLE));
+    assert!(!holder.reject(&user, &token), "nothing to expect during a cool-down");
+    assert!(Arc::ptr_eq(&holder.token(&user).await.unwrap(), &token));
+    sleep(3 * SECOND).await;
+    assert!(holder.reject(&user, &token));
+    assert!(!Arc::ptr_eq(&holder.replacement(&user, &token).await.unwrap(), &token));
+    sleep(61 * SECOND).await;
+    assert!(holder.token(&user).await.is_ok());
+    assert_eq!(exchanges.load(Relaxed), 4, "an expired token is replaced, whatever was rejected before");
 }
 
 #[tokio::test(start_paused = true)]
