@@ -2,7 +2,8 @@
 //!
 //! [`VARIABLES`] declares every variable; `.env.example`, the README and the chart are held against it by tests.
 //! [`Settings::read`] parses them all and gives up once, with the whole list of mistakes. It opens no socket and reads
-//! no secret file: whether the federated token file exists is all it asks the disk.
+//! no secret file: of the disk it asks whether the federated token file exists, and whether there are certificates where
+//! `SSL_CERT_FILE` and `SSL_CERT_DIR` say so.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use url::Url;
 
 mod inbound;
+mod libraries;
 mod parse;
 mod reader;
 mod telemetry;
@@ -126,6 +128,8 @@ impl Settings {
         let tools = inbound::tools(&mut reader);
         let log = log(&mut reader);
         let telemetry = telemetry::read(&mut reader);
+        libraries::check(&mut reader);
+        reader.refuse_secrets_elsewhere();
         let warnings = reader.take_warnings();
         let settings = identity.zip(backend).zip(inbound).map(|((identity, backend), inbound)| Settings {
             identity,
@@ -398,6 +402,9 @@ fn identity(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Path
         reader.some("AZURE_AUTHORITY_HOST", parse::authority).or_else(|| parse::authority(DEFAULT_AUTHORITY).ok());
     let scopes = scopes(reader);
     let credential = credential(reader, token_file_exists);
+    if (tenant_id.is_none() || client_id.is_none() || credential.is_none()) && webhook_is_missing(reader) {
+        reader.likely_cause(WEBHOOK_IS_MISSING);
+    }
     Some(IdentitySettings {
         tenant_id: tenant_id?,
         client_id: client_id?,
@@ -406,6 +413,18 @@ fn identity(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Path
         credential: credential?,
         extra_ca_pem: None,
     })
+}
+
+/// What an operator who gave the chart all its values has to hear: the variables that are missing are not theirs to set.
+const WEBHOOK_IS_MISSING: &str = "in Kubernetes the Azure workload identity webhook sets AZURE_TENANT_ID, AZURE_CLIENT_ID and \
+    AZURE_FEDERATED_TOKEN_FILE, and here it has not. Install it in the cluster (AKS: `az aks update --enable-oidc-issuer \
+    --enable-workload-identity`), see that the pod has the label `azure.workload.identity/use: \"true\"` and that its service account has the \
+    annotation `azure.workload.identity/client-id`, and make the pod anew; or do without it (the chart's `workloadIdentity.webhook=false`)";
+
+/// Whether this runs in Kubernetes, means to use workload identity, and nothing is here of what the webhook injects.
+fn webhook_is_missing(reader: &mut Reader<'_, impl Vars>) -> bool {
+    let mut is_set = |name| reader.text(name).is_some();
+    is_set("KUBERNETES_SERVICE_HOST") && !is_set("AZURE_FEDERATED_TOKEN_FILE") && !is_set("AZURE_CLIENT_SECRET")
 }
 
 /// AKS identity bindings send the exchange to a proxy in the cluster, with another audience. `azure_identity` 1.0 would
@@ -432,12 +451,11 @@ fn scopes(reader: &mut Reader<'_, impl Vars>) -> Vec<String> {
     // Only `/.default` is left after parsing, so two scopes of one resource are the same scope twice.
     scopes.dedup();
     if scopes.len() > 1 {
-        let all = scopes.join("`, `");
+        let all: Vec<_> = scopes.iter().map(|scope| reader.shown("AZURE_SCOPES", scope)).collect();
+        let all = all.join(", ");
         reader.mistake(
             "AZURE_SCOPES",
-            format!(
-                "`{all}` belong to different resources, but a token is for one; expected one `<resource>/.default`"
-            ),
+            format!("{all} belong to different resources, but a token is for one; expected one `<resource>/.default`"),
         );
     }
     if scopes.iter().any(|scope| scope == DEFAULT_SCOPE) {
@@ -462,13 +480,13 @@ fn credential(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Pa
     if token_file_exists(&token_file) {
         return Some(Credential::WorkloadIdentity { token_file });
     }
-    let path = token_file.display();
+    let path = reader.shown("AZURE_FEDERATED_TOKEN_FILE", &token_file.display().to_string());
     let Some(secret) = secret else {
         let unset = if configured.is_some() { "" } else { " and AZURE_FEDERATED_TOKEN_FILE is not set" };
         reader.mistake(
             "AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET",
             format!(
-                "there is no credential: workload identity needs a federated token file, but `{path}` does not exist\
+                "there is no credential: workload identity needs a federated token file, but {path} does not exist\
                  {unset}; a client secret needs AZURE_CLIENT_SECRET, which is not set"
             ),
         );
@@ -476,7 +494,7 @@ fn credential(reader: &mut Reader<'_, impl Vars>, token_file_exists: impl Fn(&Pa
     };
     if configured.is_some() {
         reader.warn(format!(
-            "AZURE_FEDERATED_TOKEN_FILE is `{path}`, but that file does not exist: AZURE_CLIENT_SECRET is used instead."
+            "AZURE_FEDERATED_TOKEN_FILE is {path}, but that file does not exist: AZURE_CLIENT_SECRET is used instead."
         ));
     }
     Some(Credential::ClientSecret { secret: secret.into() })

@@ -43,6 +43,21 @@ pub struct EntraInbound {
     pub roles: PermissionNames,
 }
 
+impl EntraInbound {
+    /// The App ID URI by which clients ask for scopes: the one that is the resource too, for Entra takes no other beside it
+    /// (AADSTS9010010); else the first; without any, the resource itself.
+    pub fn scope_owner(&self) -> &str {
+        let resource = self.public_url.as_str();
+        let first = self.app_id_uris.first().filter(|_| !self.app_id_uris.iter().any(|uri| uri == resource));
+        first.map_or(resource, String::as_str)
+    }
+
+    /// Whether Entra will take the resource and the scopes that clients are told for those of one app.
+    pub fn scopes_fit_resource(&self) -> bool {
+        self.scope_owner() == self.public_url.as_str()
+    }
+}
+
 /// What a caller may be allowed to do: a closed set. Which tool wants which is the table in `tools.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
@@ -206,6 +221,15 @@ pub(super) fn inbound(
             "INBOUND_AUDIENCE names no client id, so only version 1 tokens are accepted: the audience of version 2 tokens is \
              always the client id. Add it, and set `requestedAccessTokenVersion` of the app registration to 2.",
         );
+    }
+    if !inbound.scopes_fit_resource() {
+        reader.warn(format!(
+            "INBOUND_AUDIENCE names the App ID URI `{}`, and PUBLIC_URL is `{}`: clients ask for the scopes of one and send the other \
+             as `resource`, which Entra refuses with AADSTS9010010. Add PUBLIC_URL, to the letter, to the App ID URIs of the app \
+             registration, and set INBOUND_AUDIENCE to its client id, beside it no App ID URI but PUBLIC_URL.",
+            inbound.scope_owner(),
+            inbound.public_url,
+        ));
     }
     let public_host = inbound.public_url.host_str().unwrap_or_default();
     if let Some(hosts) = allowed_hosts

@@ -25,7 +25,8 @@ pub(super) fn tenant_id(value: &str) -> Result<String, String> {
     if ["common", "organizations", "consumers"].contains(&name.as_str()) {
         return Err("is no single tenant; expected the tenant's GUID or domain name".to_owned());
     }
-    if is_guid(&name) || (name.contains('.') && is_host_name(&name) && !name.contains('_')) {
+    let is_domain = || name.contains('.') && is_host_name(&name) && !name.contains('_') && !is_credential(value);
+    if is_guid(&name) || is_domain() {
         return Ok(name);
     }
     Err("is not a tenant; expected a GUID, or a domain name such as contoso.onmicrosoft.com".to_owned())
@@ -48,7 +49,7 @@ pub(super) fn authority(value: &str) -> Result<Url, String> {
 
 /// A token in place of the path to it must not end up in a message about a missing file.
 pub(super) fn token_file(value: &str) -> Result<PathBuf, String> {
-    if looks_like_credential(value) || value.contains(char::is_control) {
+    if is_credential(value) || value.contains(char::is_control) {
         return Err("is not a path; expected the path of the file that holds the federated token".to_owned());
     }
     Ok(value.into())
@@ -58,7 +59,7 @@ pub(super) fn token_file(value: &str) -> Result<PathBuf, String> {
 pub(super) fn scope(value: &str) -> Result<String, String> {
     let resource = value.strip_suffix("/.default").unwrap_or_default();
     let legal = |char: char| char.is_ascii_graphic() && !['"', '\\'].contains(&char);
-    if resource.is_empty() || !resource.chars().all(legal) {
+    if resource.is_empty() || !resource.chars().all(legal) || is_credential(resource) {
         return Err(
             "is not a scope; expected `<resource>/.default` such as `api://<backend-app-id>/.default`".to_owned()
         );
@@ -316,9 +317,26 @@ pub(super) fn absolute_url(value: &str, schemes: &[&str]) -> Result<Url, String>
     Url::parse(value).ok().filter(Url::has_host).ok_or_else(refused)
 }
 
-/// Client secrets of Entra have `Q~` in them and are 37 to 40 characters long; a JWT opens with `{"`, encoded.
-pub(super) fn looks_like_credential(value: &str) -> bool {
-    value.len() >= 37 && (value.contains("Q~") || value.starts_with("eyJ"))
+/// Whether this is a credential and nothing else: client secrets of Entra have `Q~` in them and are 37 to 40 characters long; a JWT
+/// opens with `{"`, encoded.
+pub(super) fn is_credential(value: &str) -> bool {
+    let has_entras_mark = value.split(['/', ':']).any(|part| part.len() >= 32 && part.contains("Q~"));
+    has_entras_mark || (value.starts_with("eyJ") && value.len() >= 20)
+}
+
+/// Whether this may be a credential, so that it is better not shown: a run of letters of both cases and digits as names, addresses
+/// and paths hardly ever have.
+pub(super) fn may_be_credential(value: &str) -> bool {
+    let is_path = value.starts_with('/') || value.contains("://");
+    let belongs = |char: char| char.is_ascii_alphanumeric() || "+_-.~=".contains(char) || (char == '/' && !is_path);
+    let is_random = |run: &str| {
+        let has = |kind: fn(&u8) -> bool| run.as_bytes().iter().any(kind);
+        run.len() >= 20
+            && !run.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') // a GUID, right or wrong
+            && has(u8::is_ascii_digit)
+            && (run.contains('~') || (has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)))
+    };
+    is_credential(value) || value.split(|char| !belongs(char)).any(is_random)
 }
 
 /// Only the form with hyphens: it is the one that Entra writes.

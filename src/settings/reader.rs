@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::parse::looks_like_credential;
+use super::parse::may_be_credential;
 use super::variables::VARIABLES;
 use super::vars::Vars;
 
@@ -10,12 +10,18 @@ use super::vars::Vars;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsError {
     mistakes: Vec<Mistake>,
+    likely_cause: Option<&'static str>,
 }
 
 impl SettingsError {
     /// The mistakes, in the order in which they were found.
     pub fn mistakes(&self) -> &[Mistake] {
         &self.mistakes
+    }
+
+    /// What is probably behind them, where the mistakes themselves do not tell.
+    pub fn likely_cause(&self) -> Option<&'static str> {
+        self.likely_cause
     }
 }
 
@@ -25,7 +31,8 @@ impl fmt::Display for SettingsError {
             1 => write!(f, "1 mistake in the settings:")?,
             count => write!(f, "{count} mistakes in the settings:")?,
         }
-        self.mistakes.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+        self.mistakes.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))?;
+        self.likely_cause.iter().try_for_each(|cause| write!(f, "\nThe likely cause: {cause}."))
     }
 }
 
@@ -52,16 +59,20 @@ impl fmt::Display for Mistake {
     }
 }
 
+/// A shorter text may stand anywhere by chance.
+const SHORTEST_SECRET: usize = 8;
+
 /// Parsers return the value, or what is wrong with it as a predicate: "is not a port number from 0 to 65535".
 pub(super) struct Reader<'a, V> {
     vars: &'a V,
     mistakes: Vec<Mistake>,
     warnings: Vec<String>,
+    likely_cause: Option<&'static str>,
 }
 
 impl<'a, V: Vars> Reader<'a, V> {
     pub(super) fn new(vars: &'a V) -> Self {
-        Reader { vars, mistakes: vars.mistakes(), warnings: Vec::new() }
+        Reader { vars, mistakes: vars.mistakes(), warnings: Vec::new(), likely_cause: None }
     }
 
     /// The trimmed value; `None` when it is unset, blank, or not Unicode (which is noted as a mistake).
@@ -71,6 +82,15 @@ impl<'a, V: Vars> Reader<'a, V> {
             return None;
         };
         Some(value.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+    }
+
+    /// The value as a library sees it, which reads the environment of the process by itself.
+    pub(super) fn of_process(&mut self, name: &str) -> Option<String> {
+        let Ok(value) = self.vars.of_process(name)?.into_string() else {
+            self.mistake(name, "is not Unicode text");
+            return None;
+        };
+        Some(value)
     }
 
     pub(super) fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
@@ -109,6 +129,35 @@ impl<'a, V: Vars> Reader<'a, V> {
         self.mistakes.iter().any(|mistake| names.contains(&mistake.variable.as_str()))
     }
 
+    pub(super) fn likely_cause(&mut self, cause: &'static str) {
+        self.likely_cause = Some(cause);
+    }
+
+    /// A secret that stands in another variable too is about to be shown to everybody who reads logs.
+    pub(super) fn refuse_secrets_elsewhere(&mut self) {
+        for variable in VARIABLES.iter().filter(|variable| !variable.secret) {
+            if !self.has_mistake(&[variable.name])
+                && let Some(text) = self.text(variable.name)
+                && let Some(secret) = self.secret_in(&text)
+            {
+                self.mistake(
+                    variable.name,
+                    format!("the value (not shown) holds that of {secret}, which belongs there alone"),
+                );
+            }
+        }
+    }
+
+    /// The secret variable whose value this text is, or holds.
+    fn secret_in(&self, text: &str) -> Option<&'static str> {
+        let secrets = VARIABLES.iter().filter(|variable| variable.secret);
+        let holds = |secret: &str| text == secret || (secret.len() >= SHORTEST_SECRET && text.contains(secret));
+        secrets.map(|variable| variable.name).find(|name| {
+            let secret = self.vars.get(name).and_then(|value| value.into_string().ok());
+            secret.is_some_and(|secret| !secret.trim().is_empty() && holds(secret.trim()))
+        })
+    }
+
     pub(super) fn warn(&mut self, sentence: impl Into<String>) {
         self.warnings.push(sentence.into());
     }
@@ -121,7 +170,7 @@ impl<'a, V: Vars> Reader<'a, V> {
     pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, SettingsError> {
         match value {
             Some(value) if self.mistakes.is_empty() => Ok(value),
-            _ => Err(SettingsError { mistakes: self.mistakes }),
+            _ => Err(SettingsError { mistakes: self.mistakes, likely_cause: self.likely_cause }),
         }
     }
 
@@ -129,37 +178,53 @@ impl<'a, V: Vars> Reader<'a, V> {
         match parse(text) {
             Ok(value) => Some(value),
             Err(problem) => {
-                self.mistake(name, format!("{} {problem}", shown(name, text)));
+                let shown = self.shown(name, text);
+                self.mistake(name, format!("{shown} {problem}"));
                 None
             }
         }
     }
+
+    /// The value as a message may show it: on one line, not too long, without a URL's user info and query, and not at all when it is a
+    /// secret or may be one that went into the wrong variable.
+    pub(super) fn shown(&self, name: &str, value: &str) -> String {
+        const LONGEST: usize = 100;
+        if VARIABLES.iter().any(|variable| variable.secret && variable.name == name) {
+            return "the value (not shown, for it is secret)".to_owned();
+        }
+        if let Some(secret) = self.secret_in(value) {
+            return format!("the value (not shown, for it holds that of {secret})");
+        }
+        if may_be_credential(value) {
+            return format!("the value (not shown, for it looks like a credential: {})", shape(value));
+        }
+        let mut text = match value.rsplit_once('@') {
+            Some((_, rest)) => format!("…@{rest}"),
+            None => value.to_owned(),
+        };
+        if let Some(start) = text.find(['?', '#']) {
+            text.truncate(start + 1);
+            text.push('…');
+        }
+        if text.chars().count() > LONGEST {
+            text = text.chars().take(LONGEST).chain(['…']).collect();
+        }
+        let one_line: String = text
+            .chars()
+            .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
+            .collect();
+        format!("`{one_line}`")
+    }
 }
 
-/// The value as a message may show it: on one line, not too long, without a URL's user info and query, and not at all
-/// when it is a secret or looks like one that went into the wrong variable.
-fn shown(name: &str, value: &str) -> String {
-    const LONGEST: usize = 100;
-    if VARIABLES.iter().any(|variable| variable.secret && variable.name == name) {
-        return "the value (not shown, for it is secret)".to_owned();
-    }
-    if looks_like_credential(value) {
-        return "the value (not shown, for it looks like a credential)".to_owned();
-    }
-    let mut text = match value.rsplit_once('@') {
-        Some((_, rest)) => format!("…@{rest}"),
-        None => value.to_owned(),
-    };
-    if let Some(start) = text.find(['?', '#']) {
-        text.truncate(start + 1);
-        text.push('…');
-    }
-    if text.chars().count() > LONGEST {
-        text = text.chars().take(LONGEST).chain(['…']).collect();
-    }
-    let one_line: String = text
-        .chars()
-        .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
-        .collect();
-    format!("`{one_line}`")
+/// What a value is made of, and nothing of the value.
+fn shape(value: &str) -> String {
+    let has = |is: fn(char) -> bool, kind| value.chars().any(is).then_some(kind);
+    let kinds = [
+        has(char::is_alphabetic, "letters"),
+        has(char::is_numeric, "digits"),
+        has(|char| !char.is_alphanumeric(), "other characters"),
+    ];
+    let kinds: Vec<_> = kinds.into_iter().flatten().collect();
+    format!("{} characters, {}", value.chars().count(), kinds.join(", "))
 }

@@ -480,6 +480,38 @@ fn no_secret_is_ever_shown() {
     assert!(found.contains("`…@backend/?…`") && found.contains("`https://login.example/?…`"), "{found}");
 }
 
+#[test]
+fn a_secret_in_another_variable_is_one_mistake_there_and_never_shown() {
+    let guid_like = "12345678-90AB-cdef-1234-567890abcdef";
+    for (secret, name, value, shown) in [
+        ("canary-of-it", "AZURE_CLIENT_ID", "canary-of-it", false),
+        ("canary-of-it", "AZURE_TENANT_ID", "canary-of-it", false),
+        ("canary-of-it", "AZURE_TENANT_ID", "canary-of-it.example", false),
+        ("canary-of-it", "AZURE_SCOPES", "api://canary-of-it/.default", false),
+        ("canary-of-it", "AZURE_SCOPES", "api://a/.default,api://canary-of-it/.default", false),
+        ("canary-of-it", "BACKEND_API_URL", "https://backend.example/canary-of-it", false),
+        ("canary-of-it", "AZURE_FEDERATED_TOKEN_FILE", "/run/canary-of-it", false),
+        (SECRET, "AZURE_CLIENT_ID", "kEx.8_3hKq9LmNoPqRsTuVwXyZ012345ab", false),
+        (SECRET, "AZURE_CLIENT_ID", "q3J/8hKq9LmNoPq+RsTuVwXyZ012345abc=", false),
+        (SECRET, "AZURE_SCOPES", "a1B8Q~abcdefghijklmnopqrstuvwxyz0123456/.default", false),
+        (SECRET, "AZURE_TENANT_ID", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln", false),
+        // What is only wrong is shown.
+        (SECRET, "AZURE_CLIENT_ID", "12345678-90ab-cdef-1234-567890abcdeg", true),
+        (SECRET, "AZURE_CLIENT_ID", &guid_like[1..], true),
+        (SECRET, "AZURE_TENANT_ID", "contoso2026", true),
+        (SECRET, "AZURE_SCOPES", "api://my-backend-app-of-2026", true),
+        (SECRET, "ALLOWED_HOSTS", "mcp-server.mcp-system.svc.cluster.local:http", true),
+    ] {
+        let found = mistakes(&[("AZURE_CLIENT_SECRET", secret), (name, value)]);
+        let of_it: Vec<_> = found.iter().filter(|mistake| mistake.starts_with(&format!("{name}: "))).collect();
+        assert_eq!((found.len(), of_it.len()), (1, 1), "{name}={value}: {found:?}");
+        assert_eq!(found[0].contains(value), shown, "{found:?}");
+        assert!(shown || (found[0].contains("not shown") && !found[0].contains("canary")), "{found:?}");
+    }
+    // A short secret may be part of anything.
+    assert_eq!(mistakes(&[("AZURE_CLIENT_SECRET", "https")]), [""; 0]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_value_that_is_not_unicode_is_one_mistake() {
@@ -503,13 +535,13 @@ fn the_process_wins_over_the_file_unless_it_is_empty() {
     let file = format!(
         "\u{feff}# a comment\nAZURE_TENANT_ID={TENANT}\nexport AZURE_CLIENT_ID={CLIENT} # mine\r\n\
          AZURE_CLIENT_SECRET='a $ecret # with blanks'\nBACKEND_API_URL=\"https://backend\"\n\
-         PORT=7000\nMETRICS_PORT=7001\nMAX_CONNECTIONS=7\nSSL_CERT_FILE=/from/file  "
+         PORT=7000\nMETRICS_PORT=7001\nMAX_CONNECTIONS=7\nHTTPS_PROXY=http://from-file  "
     );
     let environment = Environment::new(
         |name| match name {
             "PORT" => Some("8001".into()),
             "METRICS_PORT" => Some(" ".into()),
-            "SSL_CERT_FILE" => Some("/from/process".into()),
+            "HTTPS_PROXY" => Some("http://from-process".into()),
             _ => None,
         },
         EnvFile::parse(file.as_bytes()),
@@ -569,9 +601,15 @@ impl Vars for Recorder {
 fn the_table_holds_exactly_the_variables_that_are_read() {
     let recorder = Recorder(vars(&[]), RefCell::default());
     Settings::read_with(&recorder, |_| false).unwrap();
-    let read: BTreeSet<String> =
-        recorder.1.take().into_iter().filter(|name| !name.starts_with("AZURE_KUBERNETES_")).collect();
-    assert_eq!(read, VARIABLES.iter().map(|variable| variable.name.to_owned()).collect());
+    let read: BTreeSet<String> = recorder
+        .1
+        .take()
+        .into_iter()
+        .filter(|name| !name.starts_with("AZURE_KUBERNETES_") && *name == name.to_uppercase())
+        .collect();
+    // Of those of the libraries NO_PROXY alone can hold nothing that is wrong.
+    let of_libraries = LIBRARY_VARIABLES.iter().filter(|variable| variable.name != "NO_PROXY");
+    assert_eq!(read, VARIABLES.iter().chain(of_libraries).map(|variable| variable.name.to_owned()).collect());
 }
 
 #[test]

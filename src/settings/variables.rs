@@ -254,5 +254,6 @@ pub const LIBRARY_VARIABLES: &[Variable] = &[
         "Directory with the certificate authorities to trust, for Entra and the backend, in place of the system's.",
     ),
     without_default("HTTPS_PROXY", "Proxy on the way to Entra; never used for the backend."),
+    without_default("ALL_PROXY", "The same, where HTTPS_PROXY is not set."),
     without_default("NO_PROXY", "Hosts that are reached without the proxy, comma separated."),
 ];

@@ -16,6 +16,11 @@ pub trait Vars {
     /// The raw value, if there is one; it may be empty, blank or not Unicode.
     fn get(&self, name: &str) -> Option<OsString>;
 
+    /// The raw value in the environment of the process, which is all that libraries see.
+    fn of_process(&self, name: &str) -> Option<OsString> {
+        self.get(name)
+    }
+
     /// What is wrong with the source itself, such as a broken line in a file.
     fn mistakes(&self) -> Vec<Mistake> {
         Vec::new()
@@ -54,6 +59,10 @@ impl Environment {
 impl Vars for Environment {
     fn get(&self, name: &str) -> Option<OsString> {
         self.process_value(name).or_else(|| self.file.values.get(name).map(OsString::from))
+    }
+
+    fn of_process(&self, name: &str) -> Option<OsString> {
+        (self.process)(name)
     }
 
     fn mistakes(&self) -> Vec<Mistake> {

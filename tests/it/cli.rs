@@ -61,17 +61,6 @@ async fn a_port_that_is_taken_ends_the_start_with_the_variable_to_change() {
 }
 
 #[tokio::test]
-async fn a_machine_without_certificate_authorities_is_told_what_to_set() {
-    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
-    let finished = Program::serve(&stand_ins).file("ca.pem", "").run().await;
-    assert_eq!(finished.code, Some(1), "{finished:#?}");
-    let log = finished.log();
-    let last = log.last().unwrap();
-    assert_eq!(last["level"], "ERROR");
-    assert!(last["message"].as_str().unwrap().contains("SSL_CERT_FILE"), "{last}");
-}
-
-#[tokio::test]
 async fn a_health_check_tells_by_its_exit_code_how_the_server_is() {
     let check = async |arguments: &[&str], port: &str| {
         let finished = Program::new(&[&["healthcheck"], arguments].concat()).env("PORT", port).run().await;

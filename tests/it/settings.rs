@@ -174,6 +174,63 @@ async fn a_private_authority_is_trusted_through_ssl_cert_file_and_only_then() {
 }
 
 #[tokio::test]
+async fn what_the_libraries_could_not_use_is_a_mistake_that_names_variable_and_value() {
+    let authority = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap().cert.pem();
+    let path = |program: &Program, name: &str| program.path(name).to_str().unwrap().to_owned();
+    for (variable, value, good) in [
+        ("SSL_CERT_FILE", "ca.pem", true),
+        ("SSL_CERT_FILE", "missing.pem", false),
+        ("SSL_CERT_FILE", "empty.pem", false),
+        ("SSL_CERT_FILE", ".", false),
+        ("SSL_CERT_FILE", "", false),
+        ("SSL_CERT_DIR", ".", true),
+        ("SSL_CERT_DIR", "missing", false),
+        ("SSL_CERT_DIR", "ca.pem", false),
+        ("HTTPS_PROXY", "http://proxy.example:3128", true),
+        ("HTTPS_PROXY", "proxy.example:3128", true),
+        ("ALL_PROXY", "https://user:canary@proxy.example", true),
+        ("HTTPS_PROXY", "http://", false),
+        ("https_proxy", "http://user:canary@", false),
+        ("HTTPS_PROXY", "two words", false),
+        ("ALL_PROXY", "socks5://proxy.example:1080", false),
+        ("all_proxy", "ftp://proxy.example", false),
+    ] {
+        let program = offline().file("ca.pem", &authority).file("empty.pem", "");
+        let is_path = variable.starts_with("SSL") && !value.is_empty();
+        let value = if is_path { path(&program, value) } else { value.to_owned() };
+        let program = program.env(variable, &value);
+        if good {
+            served(program).await;
+            continue;
+        }
+        let finished = program.run().await;
+        assert_eq!((finished.code, finished.stdout.len()), (Some(78), 0), "{variable}={value}: {finished:#?}");
+        let stderr = finished.stderr.join("\n");
+        assert!(stderr.starts_with(&format!("1 mistake in the settings:\n  {variable}: ")), "{stderr}");
+        assert!(stderr.contains(if value.contains("canary") { "…@" } else { &value }), "{stderr}");
+        assert!(!stderr.contains("canary"), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_without_the_webhooks_variables_is_told_of_the_webhook() {
+    let pod = || {
+        let pod = Program::new(&["serve"]).env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+        pod.env("BACKEND_API_URL", "http://127.0.0.1:1")
+    };
+    for (program, told) in [
+        (pod(), true),
+        (pod().env("AZURE_CLIENT_SECRET", CLIENT_SECRET), false),
+        (pod().env("AZURE_FEDERATED_TOKEN_FILE", "/nowhere/token"), false),
+        (pod().without("KUBERNETES_SERVICE_HOST"), false),
+    ] {
+        let finished = program.run().await;
+        let stderr = finished.stderr.join("\n");
+        assert_eq!((finished.code, stderr.contains("workload identity webhook")), (Some(78), told), "{stderr}");
+    }
+}
+
+#[tokio::test]
 async fn a_proxy_is_for_the_way_to_entra_only() {
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     let nobody = "http://127.0.0.1:1";
@@ -181,9 +238,11 @@ async fn a_proxy_is_for_the_way_to_entra_only() {
     for program in [proxied("HTTP_PROXY"), proxied("http_proxy"), proxied("HTTPS_PROXY").env("NO_PROXY", "localhost")] {
         program.start().client().await.until_ready().await;
     }
-    let lost = proxied("HTTPS_PROXY").start();
-    let failure = parsed(&lost.stdout.line("calls to the backend fail").await);
-    assert!(failure["message"].as_str().unwrap().contains("HTTPS_PROXY"), "{failure}");
+    for variable in ["HTTPS_PROXY", "ALL_PROXY"] {
+        let lost = proxied(variable).start();
+        let failure = parsed(&lost.stdout.line("calls to the backend fail").await);
+        assert!(failure["message"].as_str().unwrap().contains("HTTPS_PROXY"), "{failure}");
+    }
     assert_eq!(stand_ins.entra.token_request_count().get(), 3);
 }
 
