@@ -143,8 +143,7 @@ impl App {
         let tools = ToolServer::new(wiring, |tool, writes| settings.tools.allows(tool, writes));
         let guard = inbound.map(|(inbound, verifier)| {
             let told = (Arc::clone(&metrics), Arc::clone(&audit));
-            let (rate_limit, authority) = (&settings.web.rate_limit, &settings.identity.authority);
-            Guard::new(inbound, rate_limit, authority, verifier, told, tools.permissions())
+            Guard::new(inbound, &settings.web.rate_limit, verifier, told, tools.permissions())
         });
         let (metrics_of_web, timeout) = (Arc::clone(&metrics), settings.backend.timeout);
         let web = Web::new(&settings.web, tools, metrics_of_web, Arc::clone(&health), timeout, guard);

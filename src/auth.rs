@@ -1,9 +1,10 @@
 //! Who is calling us, and what may they do?
 //!
 //! A [`Caller`] says it, and nobody outside this room can make one up that has an identity: only `verifier` gives identities,
-//! for a token of Entra ID that it has checked. `keys` are what it is checked with, and `proven` remembers what was good. With
+//! for a token of Entra ID that it has checked. `discovery` and `keys` are what it is checked with, and `proven` remembers what was good. With
 //! inbound authorization switched off every caller is anonymous, acts with the server's rights, and the network decides who that may be.
 
+mod discovery;
 mod keys;
 #[cfg(test)]
 #[cfg(feature = "demo")]
@@ -24,8 +25,7 @@ pub use crate::settings::Permission;
 use crate::settings::PermissionNames;
 use crate::telemetry::audit::Subject;
 pub use step_up::StepUp;
-pub(crate) use verifier::v2_issuer;
-pub use verifier::{Recalled, Verifier, VerifierError, inspect};
+pub use verifier::{Published, Recalled, Verifier, VerifierError, inspect};
 
 /// The caller of one request. Placed in the request's extensions by the HTTP layer; private, so that it cannot be forged.
 #[derive(Debug, Clone)]
@@ -216,6 +216,8 @@ pub enum Refusal {
     KeysUnavailable,
     /// Its key is unknown, keys are being fetched, and too many wait for them already.
     KeysAwaited,
+    /// This machine's clock is before 1970: no token's times can be compared with it.
+    Clock,
 }
 
 /// How a refusal is answered.
@@ -237,7 +239,7 @@ pub enum Verdict {
 
 impl Refusal {
     /// All of them: the closed set of words that logs and metrics may use.
-    pub const WORDS: [&str; 21] = [
+    pub const WORDS: [&str; 22] = [
         "no_token",
         "malformed_header",
         "malformed_token",
@@ -259,6 +261,7 @@ impl Refusal {
         "tool_permission",
         "keys_unavailable",
         "keys_awaited",
+        "clock",
     ];
 
     /// The word for it.
@@ -285,6 +288,7 @@ impl Refusal {
             Self::ToolPermission(_) => "tool_permission",
             Self::KeysUnavailable => "keys_unavailable",
             Self::KeysAwaited => "keys_awaited",
+            Self::Clock => "clock",
         }
     }
 
@@ -295,7 +299,7 @@ impl Refusal {
             Self::MalformedHeader => Verdict::Malformed,
             Self::NoPermission | Self::ToolPermission(_) => Verdict::InsufficientScope,
             Self::Client => Verdict::Forbidden,
-            Self::KeysUnavailable | Self::KeysAwaited => Verdict::Unavailable,
+            Self::KeysUnavailable | Self::KeysAwaited | Self::Clock => Verdict::Unavailable,
             Self::MalformedToken
             | Self::Algorithm
             | Self::NoKeyId
@@ -344,6 +348,9 @@ impl Refusal {
             Self::KeysUnavailable => "The server cannot check tokens yet: it has not been able to fetch Entra's keys.",
             Self::KeysAwaited => {
                 "The server does not know the token's key. It is fetching Entra's keys, and has no room for another request to wait for them."
+            }
+            Self::Clock => {
+                "The server cannot check tokens: its clock is before 1970. Its operators have to set the clock of the machine that it runs on."
             }
         }
     }

@@ -34,6 +34,7 @@ const BACKEND: &str = "backend";
 const HEALTH: &str = "health";
 const HOSTS: &str = "hosts";
 const CALLERS: &str = "callers";
+const SIGN_IN: &str = "sign_in";
 
 /// How the check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +124,9 @@ pub async fn run(vars: &impl Vars, json: bool, out: &mut impl Write) -> io::Resu
         }
         Err(error) => {
             report.add(mistakes(&error))?;
-            for name in [CREDENTIAL, TOKEN_FILE, DNS, TCP, TLS, CLOCK, TOKEN, SCOPE, BACKEND, HEALTH, HOSTS, CALLERS] {
+            for name in
+                [CREDENTIAL, TOKEN_FILE, DNS, TCP, TLS, CLOCK, TOKEN, SCOPE, BACKEND, HEALTH, HOSTS, CALLERS, SIGN_IN]
+            {
                 report.add(Step::needs(name, SETTINGS))?;
             }
             true
@@ -155,7 +158,8 @@ async fn walk(settings: &Settings, in_kubernetes: bool, report: &mut Report<'_, 
         }
     }
     report.add(hosts::step(&settings.web, in_kubernetes, way.namespace.as_deref()))?;
-    report.add(callers::step(settings).await)
+    report.add(callers::step(settings).await)?;
+    report.add(callers::sign_in(&settings.inbound))
 }
 
 fn mistakes(error: &SettingsError) -> Step {
@@ -163,9 +167,14 @@ fn mistakes(error: &SettingsError) -> Step {
     let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
     let mut variables: Vec<_> = mistakes.iter().map(|mistake| mistake.variable.as_str()).collect();
     variables.dedup();
-    Step::fail(SETTINGS, counted(mistakes.len(), "mistake"))
-        .wrong(lines.join("\n"))
-        .mend(DEPLOYER, format!("correct {} in the environment of the server", variables.join(", ")))
+    let step = Step::fail(SETTINGS, counted(mistakes.len(), "mistake")).wrong(lines.join("\n"));
+    let correct = format!("correct {} in the environment of the server", variables.join(", "));
+    match error.likely_cause() {
+        None => step.mend(DEPLOYER, correct),
+        Some(cause) => step
+            .mend(DEPLOYER, format!("{correct}; the likely cause: {cause}"))
+            .command("kubectl get deployment azure-wi-webhook-controller-manager --namespace kube-system".to_owned()),
+    }
 }
 
 fn read(settings: &Settings) -> Step {
@@ -210,7 +219,7 @@ mod tests {
         assert_eq!(verdict, Verdict::BadSettings);
         let answer: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let steps = answer["steps"].as_array().unwrap();
-        assert_eq!((steps.len(), &steps[0]["outcome"], &steps[0]["found"]), (13, &"fail".into(), &"4 mistakes".into()));
+        assert_eq!((steps.len(), &steps[0]["outcome"], &steps[0]["found"]), (14, &"fail".into(), &"4 mistakes".into()));
         assert!(steps[1..].iter().all(|step| step["outcome"] == "skipped"), "{answer:#}");
     }
 }

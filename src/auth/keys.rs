@@ -1,7 +1,9 @@
-//! The keys that a tenant signs its tokens with: fetched at start, every hour, and once more for a key id that nobody knows.
+//! The issuers of a tenant's tokens and the keys that sign them: fetched at start, every hour, and once more for a key id that nobody
+//! knows.
 //!
 //! One background task per tenant fetches; requests read what is held with one atomic load. The last good set is kept through
-//! an outage, for a day; an odd key does not spoil a set, and a set without usable keys never replaces one that has some.
+//! an outage, for a day; an odd key does not spoil a set, and a set without usable keys never replaces one that has some. A key ends
+//! when two fetches in a row lack it: a single thin answer, as one of many servers may give it, takes nobody's token away.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -10,126 +12,70 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use jsonwebtoken::{DecodingKey, DecodingKeyKind};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, error_span, info, warn};
-use url::Url;
+
+use super::discovery::{DocumentSource, Documents, FETCH, Issuers, Version};
 
 /// Between two fetches when all is well, ± 10 %.
 const REFRESH: Duration = Duration::from_secs(3600);
 /// How long a set is used that cannot be renewed: revoked keys must not live for ever.
 const LONGEST_USE: Duration = Duration::from_secs(24 * 3600);
-/// Between two fetches that unknown key ids cause: whoever makes key ids up must not be able to make us ask Entra.
+/// Between two fetches that unknown key ids cause: whoever makes key ids up must not be able to make us ask Entra. And after a fetch
+/// that lacked a known key, so that a key that is really withdrawn ends soon.
 const LEAST_PAUSE: Duration = Duration::from_secs(300);
 /// After a failure: doubles from the first to the last.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(5);
 const LAST_COOL_DOWN: Duration = Duration::from_secs(30);
-/// One fetch, and how long a request waits for one.
-const FETCH: Duration = Duration::from_secs(5);
-const CONNECT: Duration = Duration::from_secs(3);
 /// Requests that may wait for a fetch. When Entra signs with a key that is new to us the first callers do; the others, like those who
 /// make key ids up, are to come again.
 pub(super) const WAITING: usize = 64;
-/// Entra's sets have some ten KiB, with certificates.
-const MAX_BODY: usize = 512 * 1024;
+/// Of one document.
 const MAX_KEYS: usize = 64;
 /// 2048 to 8192 bits: what the verification takes.
 const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
-/// Where the keys of a tenant come from.
-pub(super) trait KeySource: Send + Sync + 'static {
-    /// The document as it came, within bounds.
-    fn fetch<'a>(&'a self, tenant: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>>;
-}
-
-/// The tenants' own endpoint at the authority, over HTTPS.
-pub(super) struct KeyEndpoint {
-    client: reqwest::Client,
-    authority: Url,
-}
-
-impl KeyEndpoint {
-    pub(super) fn new(authority: &Url, extra_ca: Vec<reqwest::Certificate>) -> reqwest::Result<Self> {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none()) // whoever could redirect us would choose the keys
-            .connect_timeout(CONNECT)
-            .timeout(FETCH)
-            .pool_max_idle_per_host(0) // fetches are an hour apart
-            .tls_certs_merge(extra_ca)
-            .build()?;
-        Ok(Self { client, authority: authority.clone() })
-    }
-
-    async fn get(&self, path: String) -> Result<Vec<u8>, String> {
-        let mut url = self.authority.clone();
-        url.set_path(&path);
-        let mut response = self.client.get(url).send().await.map_err(root_cause)?;
-        if !response.status().is_success() {
-            return Err(format!("HTTP {}", response.status().as_u16()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
-            if body.len() + chunk.len() > MAX_BODY {
-                return Err(format!("the answer is larger than {MAX_BODY} bytes"));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    /// How many keys a tenant publishes that can be used, once it has said that its tokens have this issuer.
-    pub(super) async fn inspect(&self, tenant: &str, issuer: &str) -> Result<usize, String> {
-        let document = self.get(format!("{tenant}/v2.0/.well-known/openid-configuration")).await?;
-        let document: Value = serde_json::from_slice(&document).map_err(|_| "the answer is not JSON")?;
-        match document.get("issuer").and_then(Value::as_str) {
-            Some(named) if named == issuer => {}
-            Some(named) if named.len() <= 200 && named.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'`') => {
-                return Err(format!("its tokens have the issuer `{named}`, and `{issuer}` is expected"));
-            }
-            _ => return Err("the authority does not say which issuer its tokens have".to_owned()),
-        }
-        Ok(parse(&self.fetch(tenant).await?, tenant, issuer)?.len())
-    }
-}
-
-impl KeySource for KeyEndpoint {
-    fn fetch<'a>(&'a self, tenant: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
-        Box::pin(self.get(format!("{tenant}/discovery/v2.0/keys")))
-    }
-}
-
-fn root_cause(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut root: &dyn std::error::Error = &error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
-}
-
 /// One key that may sign.
+#[derive(Clone)]
 pub(super) struct Key {
     pub(super) id: String,
     pub(super) decoding: DecodingKey,
     /// Whether the key says itself that it is for this tenant's issuer, or says nothing about it.
-    pub(super) issuer_fits: bool,
+    issuer_fits: bool,
+    /// Only version 1's metadata name the set that it is in.
+    only_v1: bool,
+}
+
+impl Key {
+    /// Whether it may sign tokens of this version.
+    pub(super) fn may_sign(&self, version: Version) -> bool {
+        self.issuer_fits && (version == Version::V1 || !self.only_v1)
+    }
 }
 
 #[cfg(test)]
 impl Key {
     /// One that signs nothing.
     pub(super) fn any() -> Arc<Self> {
-        Arc::new(Self { id: String::new(), decoding: DecodingKey::from_secret(b""), issuer_fits: true })
+        let decoding = DecodingKey::from_secret(b"");
+        Arc::new(Self { id: String::new(), decoding, issuer_fits: true, only_v1: false })
     }
 }
 
 struct KeySet {
-    keys: HashMap<String, Arc<Key>>,
+    issuers: Issuers,
+    keys: HashMap<String, Entry>,
     use_until: Instant,
+}
+
+struct Entry {
+    key: Arc<Key>,
+    /// The last fetch lacked it; the next one that does ends it.
+    missing: bool,
 }
 
 /// Why nothing can be said about a token now.
@@ -165,9 +111,8 @@ struct Progress {
 }
 
 impl TenantKeys {
-    /// Begins to fetch, and does not wait for it. `issuer` is what the tenant's version 2 tokens have as `iss`. Needs a tokio
-    /// runtime.
-    pub(super) fn start(source: Arc<dyn KeySource>, tenant: String, issuer: String) -> Self {
+    /// Begins to fetch, and does not wait for it. Needs a tokio runtime.
+    pub(super) fn start(source: Arc<dyn DocumentSource>, tenant: String) -> Self {
         let progress = Progress { running: true, rounds: 0, may_ask_at: Instant::now() };
         let state = Arc::new(State {
             held: ArcSwapOption::empty(),
@@ -176,13 +121,23 @@ impl TenantKeys {
             room: Semaphore::new(WAITING),
         });
         let span = error_span!("signing_keys", tenant);
-        let driver = drive(Arc::clone(&state), source, tenant, issuer).instrument(span);
+        let driver = drive(Arc::clone(&state), source, tenant).instrument(span);
         Self { state, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) }
     }
 
     /// Whether tokens of this tenant can be checked.
     pub(super) fn has_keys(&self) -> bool {
         self.state.usable().is_some()
+    }
+
+    /// In which version this issuer of the tenant writes; `None` also while nothing is known of the tenant.
+    pub(super) fn version_of(&self, issuer: &str) -> Option<Version> {
+        self.state.usable()?.as_ref()?.issuers.version_of(issuer)
+    }
+
+    /// The issuer of the tenant's version 2 tokens.
+    pub(super) fn v2_issuer(&self) -> Option<String> {
+        Some(self.state.usable()?.as_ref()?.issuers.v2.clone())
     }
 
     /// Whether this very key, and not one of the same name, is held and may be used.
@@ -216,7 +171,7 @@ impl State {
 
     fn look(&self, kid: &str) -> Result<Option<Arc<Key>>, Undecided> {
         let held = self.usable().ok_or(Undecided::NoKeys)?;
-        Ok(held.as_ref().and_then(|set| set.keys.get(kid)).map(Arc::clone))
+        Ok(held.as_ref().and_then(|set| set.keys.get(kid)).map(|entry| Arc::clone(&entry.key)))
     }
 
     /// Whether a fetch is under way, or now is: many who ask get the same one.
@@ -236,28 +191,40 @@ impl State {
     }
 }
 
-async fn drive(state: Arc<State>, source: Arc<dyn KeySource>, tenant: String, issuer: String) {
+async fn drive(state: Arc<State>, source: Arc<dyn DocumentSource>, tenant: String) {
     let mut cool_down = FIRST_COOL_DOWN;
     loop {
         let fetch = AssertUnwindSafe(timeout(FETCH, source.fetch(&tenant))).catch_unwind();
         let fetched = match fetch.await {
-            Ok(Ok(Ok(document))) => parse(&document, &tenant, &issuer),
+            Ok(Ok(Ok(documents))) => parse(&documents, &tenant).map(|keys| (documents.issuers, keys)),
             Ok(Ok(Err(why))) => Err(why),
             Ok(Err(_elapsed)) => Err(format!("no answer within {FETCH:?}")),
             Err(_panic) => Err("a bug in this server: see the log before this".to_owned()),
         };
         let (pause, may_ask_in) = match fetched {
-            Ok(keys) => {
-                let before = state.held.load();
-                let same = before.as_ref().is_some_and(|set| {
-                    set.keys.len() == keys.len() && keys.keys().all(|kid| set.keys.contains_key(kid))
-                });
-                if !same {
-                    info!("the signing keys of tenant `{tenant}` are known: {}", keys.len());
+            Ok((issuers, keys)) => {
+                let before = state.usable();
+                let before = before.as_ref().and_then(|set| set.as_ref()).filter(|set| set.issuers == issuers);
+                let keys = merged(keys, before.map(|set| &set.keys));
+                let missing = keys.values().filter(|entry| entry.missing).count();
+                if before.is_none_or(|set| {
+                    set.keys.len() != keys.len() || !set.keys.keys().all(|kid| keys.contains_key(kid))
+                }) {
+                    info!(
+                        "the signing keys of tenant `{tenant}` are known: {}; its tokens have the issuer `{}`",
+                        keys.len(),
+                        issuers.v2
+                    );
                 }
-                state.held.store(Some(Arc::new(KeySet { keys, use_until: Instant::now() + LONGEST_USE })));
+                if missing > 0 {
+                    info!(
+                        "tenant `{tenant}` does not publish {missing} of its known signing keys any more: they end if the next fetch lacks them too"
+                    );
+                }
+                state.held.store(Some(Arc::new(KeySet { issuers, keys, use_until: Instant::now() + LONGEST_USE })));
                 cool_down = FIRST_COOL_DOWN;
-                (REFRESH.mul_f64(0.9 + 0.2 * fastrand::f64()), None)
+                let regular = REFRESH.mul_f64(0.9 + 0.2 * fastrand::f64());
+                (if missing > 0 { LEAST_PAUSE } else { regular }, None)
             }
             Err(why) => {
                 let meanwhile = if state.usable().is_some() {
@@ -287,13 +254,32 @@ async fn drive(state: Arc<State>, source: Arc<dyn KeySource>, tenant: String, is
     }
 }
 
-/// The usable keys of a document, entry by entry: what cannot be used costs only itself.
-pub(super) fn parse(document: &[u8], tenant: &str, issuer: &str) -> Result<HashMap<String, Arc<Key>>, String> {
+/// What was fetched, and what is missing from it for the first time. Every key is a new one, so that all tokens are checked anew.
+fn merged(fetched: HashMap<String, Key>, before: Option<&HashMap<String, Entry>>) -> HashMap<String, Entry> {
+    let missing = before.into_iter().flatten().filter(|(id, entry)| !entry.missing && !fetched.contains_key(*id));
+    let missing: Vec<_> = missing.map(|(_, entry)| (Key::clone(&entry.key), true)).collect();
+    let all = fetched.into_values().map(|key| (key, false)).chain(missing);
+    all.map(|(key, missing)| (key.id.clone(), Entry { key: Arc::new(key), missing })).collect()
+}
+
+/// The usable keys of the documents, entry by entry: what cannot be used costs only itself.
+pub(super) fn parse(documents: &Documents, tenant: &str) -> Result<HashMap<String, Key>, String> {
+    let mut keys = parse_set(&documents.keys, tenant, &documents.issuers, false)?;
+    if let Some(of_v1) = &documents.keys_of_v1 {
+        for (id, key) in parse_set(of_v1, tenant, &documents.issuers, true)? {
+            keys.entry(id).or_insert(key);
+        }
+    }
+    Ok(keys)
+}
+
+fn parse_set(document: &[u8], tenant: &str, issuers: &Issuers, only_v1: bool) -> Result<HashMap<String, Key>, String> {
     let document: Value = serde_json::from_slice(document).map_err(|_| "the answer is not JSON")?;
     let entries = document.get("keys").and_then(Value::as_array).ok_or("the answer has no list of keys")?;
     let mut keys = HashMap::new();
-    for key in entries.iter().filter_map(|entry| usable_key(entry, tenant, issuer)).take(MAX_KEYS) {
-        keys.entry(key.id.clone()).or_insert_with(|| Arc::new(key));
+    let usable = entries.iter().filter_map(|entry| usable_key(entry, tenant, issuers, only_v1));
+    for key in usable.take(MAX_KEYS) {
+        keys.entry(key.id.clone()).or_insert(key);
     }
     if keys.is_empty() {
         return Err(format!("none of the {} entries is a usable RSA key", entries.len()));
@@ -301,7 +287,7 @@ pub(super) fn parse(document: &[u8], tenant: &str, issuer: &str) -> Result<HashM
     Ok(keys)
 }
 
-fn usable_key(entry: &Value, tenant: &str, issuer: &str) -> Option<Key> {
+fn usable_key(entry: &Value, tenant: &str, issuers: &Issuers, only_v1: bool) -> Option<Key> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     // Entra's keys have no `alg`.
     let signs_so = entry.get("kty")?.as_str()? == "RSA"
@@ -313,9 +299,12 @@ fn usable_key(entry: &Value, tenant: &str, issuer: &str) -> Option<Key> {
     if !MODULUS_BYTES.contains(&n.len()) || !(1..=8).contains(&e.len()) {
         return None;
     }
+    // Keys name version 2's issuer, also those that sign tokens of version 1.
     let issuer_fits = match entry.get("issuer") {
         None => true,
-        Some(of_the_key) => of_the_key.as_str().is_some_and(|of| of.replace("{tenantid}", tenant) == issuer),
+        Some(named) => {
+            named.as_str().is_some_and(|named| issuers.version_of(&named.replace("{tenantid}", tenant)).is_some())
+        }
     };
-    Some(Key { id: kid.to_owned(), decoding, issuer_fits })
+    Some(Key { id: kid.to_owned(), decoding, issuer_fits, only_v1 })
 }

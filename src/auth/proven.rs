@@ -36,9 +36,9 @@ pub(super) struct Proof {
 
 impl Proof {
     /// Whether its time has come and is not over.
-    pub(super) fn is_timely(&self) -> bool {
+    pub(super) fn is_timely(&self, now: SystemTime) -> bool {
         // A clock before 1970 is no time for any token.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.duration_since(UNIX_EPOCH);
         now.is_ok_and(|now| self.good.contains(&now.as_secs()))
     }
 }
@@ -93,7 +93,7 @@ mod tests {
             (now - 120..=now - 60, false),
             (now + 60..=now - 60, false),
         ] {
-            assert_eq!(proof(good.clone()).is_timely(), is_timely, "{good:?}");
+            assert_eq!(proof(good.clone()).is_timely(SystemTime::now()), is_timely, "{good:?}");
         }
         let tokens = ProvenTokens::new();
         for number in 0..2 * REMEMBERED {

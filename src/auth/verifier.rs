@@ -1,10 +1,11 @@
 //! Is this token good, and who does it speak of? The checks of an access token of Entra ID, all of them or none.
 //!
-//! `jsonwebtoken` does signature, times, issuer and audience; what makes the token Entra's, and an access token, is checked here.
+//! `jsonwebtoken` does signature, times and audience; who the issuers are is known from `keys`, and what makes the token Entra's, and an access token, is checked here.
 //! A token that was good is known when it comes again (`proven`): its times and its key are asked each time, so that its end is its end.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation, dangerous, decode, decode_header};
@@ -13,7 +14,8 @@ use serde::Deserialize;
 use url::Url;
 use uuid::Uuid;
 
-use super::keys::{KeyEndpoint, KeySource, TenantKeys, Undecided};
+use super::discovery::{Authority, DocumentSource, Version};
+use super::keys::{TenantKeys, Undecided, parse};
 use super::proven::{Proof, ProvenTokens};
 use super::{Identity, Permissions, Refusal, Said, Verdict};
 use crate::settings::{EntraInbound, PermissionNames};
@@ -36,11 +38,16 @@ pub enum VerifierError {
 /// Checks the tokens of callers.
 pub struct Verifier {
     tenants: Vec<Tenant>,
+    authority: Url,
+    /// By the version of the token; the issuer is compared here, for only Entra says who it is.
+    validations: [(Version, Validation); 2],
     clients: Vec<String>,
     scopes: PermissionNames,
     roles: PermissionNames,
     keep_assertion: bool,
     proven: ProvenTokens,
+    /// The machine's clock, or a test's.
+    pub(super) clock: fn() -> SystemTime,
 }
 
 /// What is known of a token before it is checked.
@@ -56,21 +63,7 @@ pub enum Recalled {
 
 struct Tenant {
     id: String,
-    issuers: Vec<Issuer>,
     keys: TenantKeys,
-}
-
-/// One way in which a tenant writes tokens.
-struct Issuer {
-    name: String,
-    version: Version,
-    validation: Validation,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    V1,
-    V2,
 }
 
 /// What is looked at before the signature is known to be good: only to find the key that has to have made it.
@@ -82,8 +75,7 @@ struct Unverified {
 /// What a token has to say. Lists where Entra writes one text are refused, for two readers could take them for two things.
 #[derive(Deserialize)]
 struct Claims {
-    #[serde(rename = "iss")]
-    _iss: String,
+    iss: String,
     #[serde(rename = "aud")]
     _aud: String,
     tid: String,
@@ -100,7 +92,7 @@ struct Claims {
 }
 
 impl Verifier {
-    /// Begins to fetch the keys, and does not wait for them. With `keep_assertion` identities keep their token, to exchange it.
+    /// Begins to fetch what the tenants publish, and does not wait for it. With `keep_assertion` identities keep their token, to exchange it.
     /// Needs a tokio runtime.
     ///
     /// # Errors
@@ -112,35 +104,38 @@ impl Verifier {
         extra_ca_pem: Option<&str>,
         keep_assertion: bool,
     ) -> Result<Self, VerifierError> {
-        let source = Arc::new(key_endpoint(authority, extra_ca_pem)?);
+        let source = Arc::new(documents(settings, authority, extra_ca_pem)?);
         Ok(Self::with_source(settings, authority, source, keep_assertion))
     }
 
     pub(super) fn with_source(
         settings: &EntraInbound,
         authority: &Url,
-        source: Arc<dyn KeySource>,
+        source: Arc<dyn DocumentSource>,
         keep_assertion: bool,
     ) -> Self {
-        let tenant = |id: &String| {
-            let v2 = v2_issuer(authority, id);
-            let mut issuers = vec![Issuer::new(v2.clone(), Version::V2, &settings.client_ids)];
-            if !settings.app_id_uris.is_empty() {
-                // The audience of a version 1 token is what was asked for: the App ID URI, or the client id.
-                let audiences = [&settings.app_id_uris[..], &settings.client_ids[..]].concat();
-                issuers.push(Issuer::new(format!("https://sts.windows.net/{id}/"), Version::V1, &audiences));
-            }
-            let keys = TenantKeys::start(Arc::clone(&source), id.clone(), v2);
-            Tenant { id: id.clone(), issuers, keys }
-        };
+        let tenant = |id: &String| Tenant { id: id.clone(), keys: TenantKeys::start(Arc::clone(&source), id.clone()) };
+        // The audience of a version 1 token is what was asked for: the App ID URI, or the client id.
+        let of_v1 = [&settings.app_id_uris[..], &settings.client_ids[..]].concat();
         Self {
             tenants: settings.tenants.iter().map(tenant).collect(),
+            authority: authority.clone(),
+            validations: [(Version::V2, validation(&settings.client_ids)), (Version::V1, validation(&of_v1))],
             clients: settings.clients.clone(),
             scopes: settings.scopes.clone(),
             roles: settings.roles.clone(),
             keep_assertion,
             proven: ProvenTokens::new(),
+            clock: SystemTime::now,
         }
+    }
+
+    /// The issuers of the tenants' tokens, which is what their authorization servers are called; while those are not known yet, by
+    /// the rule that holds in most clouds.
+    pub fn authorization_servers(&self) -> Vec<String> {
+        let server =
+            |tenant: &Tenant| tenant.keys.v2_issuer().unwrap_or_else(|| v2_issuer(&self.authority, &tenant.id));
+        self.tenants.iter().map(server).collect()
     }
 
     /// Whether there are keys to check anything with.
@@ -152,7 +147,11 @@ impl Verifier {
     pub fn recall(&self, token: &str) -> Recalled {
         let Some(proof) = self.proven.get(token) else { return Recalled::Unknown };
         let holds = self.tenants.get(proof.tenant).is_some_and(|tenant| tenant.keys.hold(&proof.key));
-        if holds && proof.is_timely() { Recalled::Good(self.identity(&proof.said, token)) } else { Recalled::Stale }
+        if holds && proof.is_timely((self.clock)()) {
+            Recalled::Good(self.identity(&proof.said, token))
+        } else {
+            Recalled::Stale
+        }
     }
 
     /// Who the token speaks of, by all the checks. Waits at most for one fetch of keys, and only where its key is unknown.
@@ -181,6 +180,10 @@ impl Verifier {
     }
 
     async fn prove(&self, token: &str) -> Result<Proof, Refusal> {
+        if (self.clock)() < UNIX_EPOCH {
+            // There is no time to compare a token's with, and `jsonwebtoken` would panic.
+            return Err(Refusal::Clock);
+        }
         let header = decode_header(token).map_err(|_| Refusal::MalformedToken)?;
         if header.alg != Algorithm::RS256 {
             return Err(Refusal::Algorithm);
@@ -191,27 +194,35 @@ impl Verifier {
         }
         let kid = header.kid.filter(|kid| !kid.is_empty()).ok_or(Refusal::NoKeyId)?;
         let Unverified { iss } = dangerous::insecure_decode_claims(token).map_err(|_| Refusal::MalformedToken)?;
-        let (place, tenant, issuer) = self.issuer(&iss).ok_or(Refusal::Issuer)?;
+        let (place, tenant, version) = self.issuer(&iss)?;
         let key = match tenant.keys.find(&kid).await {
             Ok(key) => key.ok_or(Refusal::UnknownKey)?,
             Err(Undecided::NoKeys) => return Err(Refusal::KeysUnavailable),
             Err(Undecided::Crowded) => return Err(Refusal::KeysAwaited),
         };
-        if !key.issuer_fits {
+        if !key.may_sign(version) {
             return Err(Refusal::KeyIssuer);
         }
-        let claims: Claims = decode(token, &key.decoding, &issuer.validation).map_err(|error| refusal(&error))?.claims;
+        let validation = self.validations.iter().find(|(of, _)| *of == version).ok_or(Refusal::Version)?;
+        let claims: Claims = decode(token, &key.decoding, &validation.1).map_err(|error| refusal(&error))?.claims;
+        if claims.iss != iss {
+            return Err(Refusal::Issuer);
+        }
         let good = claims.good();
-        let said = Arc::new(self.said(tenant, issuer.version, claims)?);
+        let said = Arc::new(self.said(tenant, version, claims)?);
         Ok(Proof { said, tenant: place, key, good })
     }
 
-    /// Who writes so, with the tenant's place.
-    fn issuer(&self, name: &str) -> Option<(usize, &Tenant, &Issuer)> {
-        self.tenants.iter().enumerate().find_map(|(place, tenant)| {
-            let issuer = tenant.issuers.iter().find(|issuer| issuer.name == name)?;
-            Some((place, tenant, issuer))
-        })
+    /// Which tenant's issuer this is, with its place, and in which version it writes.
+    fn issuer(&self, name: &str) -> Result<(usize, &Tenant, Version), Refusal> {
+        for (place, tenant) in self.tenants.iter().enumerate() {
+            if let Some(version) = tenant.keys.version_of(name) {
+                return Ok((place, tenant, version));
+            }
+        }
+        // A tenant of which nothing is known yet may turn out to have this issuer.
+        let may_be = |tenant: &Tenant| !tenant.keys.has_keys() && name.split('/').any(|part| part == tenant.id);
+        Err(if self.tenants.iter().any(may_be) { Refusal::KeysUnavailable } else { Refusal::Issuer })
     }
 
     /// What `jsonwebtoken` knows nothing of. The signature is good here.
@@ -260,20 +271,27 @@ impl Claims {
     }
 }
 
-impl Issuer {
-    fn new(name: String, version: Version, audiences: &[String]) -> Self {
-        let mut validation = Validation::new(Algorithm::RS256);
-        validation.leeway = LEEWAY;
-        validation.validate_nbf = true;
-        validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud"]);
-        validation.set_issuer(&[&name]);
-        validation.set_audience(audiences);
-        Self { name, version, validation }
-    }
+fn validation(audiences: &[String]) -> Validation {
+    let mut validation = Validation::new(Algorithm::RS256);
+    validation.leeway = LEEWAY;
+    validation.validate_nbf = true;
+    validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud"]);
+    validation.set_audience(audiences);
+    validation
 }
 
-/// How many keys each tenant publishes that callers' tokens can be checked with, or why there are none. Asks once, for whoever
-/// wants to see it.
+/// What a tenant publishes that tokens of its callers can be checked with.
+#[derive(Debug)]
+pub struct Published {
+    /// The issuers of its tokens, of version 2 and, where it is accepted, of version 1.
+    pub issuers: Vec<String>,
+    /// How many usable keys there are.
+    pub keys: usize,
+    /// How many of them are for these issuers.
+    pub fitting_keys: usize,
+}
+
+/// What each tenant publishes, or why that cannot be had. Asks once, for whoever wants to see it.
 ///
 /// # Errors
 ///
@@ -282,16 +300,21 @@ pub async fn inspect(
     settings: &EntraInbound,
     authority: &Url,
     extra_ca_pem: Option<&str>,
-) -> Result<Vec<(String, Result<usize, String>)>, VerifierError> {
-    let endpoint = key_endpoint(authority, extra_ca_pem)?;
+) -> Result<Vec<(String, Result<Published, String>)>, VerifierError> {
+    let source = documents(settings, authority, extra_ca_pem)?;
     let ask = async |tenant: &String| {
-        let keys = endpoint.inspect(tenant, &v2_issuer(authority, tenant)).await;
-        (tenant.clone(), keys)
+        let published = source.fetch(tenant).await.and_then(|documents| {
+            let keys = parse(&documents, tenant)?;
+            let fitting_keys = keys.values().filter(|key| key.may_sign(Version::V2)).count();
+            let issuers = [Some(documents.issuers.v2), documents.issuers.v1].into_iter().flatten().collect();
+            Ok(Published { issuers, keys: keys.len(), fitting_keys })
+        });
+        (tenant.clone(), published)
     };
     Ok(futures_util::future::join_all(settings.tenants.iter().map(ask)).await)
 }
 
-fn key_endpoint(authority: &Url, extra_ca_pem: Option<&str>) -> Result<KeyEndpoint, VerifierError> {
+fn documents(settings: &EntraInbound, authority: &Url, extra_ca_pem: Option<&str>) -> Result<Authority, VerifierError> {
     let extra_ca = match extra_ca_pem {
         Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())
             .ok()
@@ -299,11 +322,12 @@ fn key_endpoint(authority: &Url, extra_ca_pem: Option<&str>) -> Result<KeyEndpoi
             .ok_or(VerifierError::ExtraCa)?,
         None => Vec::new(),
     };
-    Ok(KeyEndpoint::new(authority, extra_ca)?)
+    // Version 1 tokens are accepted only where an App ID URI is an audience.
+    Ok(Authority::new(authority, extra_ca, !settings.app_id_uris.is_empty())?)
 }
 
-/// What version 2 tokens of a tenant have as `iss`.
-pub(crate) fn v2_issuer(authority: &Url, tenant: &str) -> String {
+/// What version 2 tokens of a tenant have as `iss` where the issuer is on the authority's host.
+fn v2_issuer(authority: &Url, tenant: &str) -> String {
     format!("{}/{tenant}/v2.0", authority.as_str().trim_end_matches('/'))
 }
 

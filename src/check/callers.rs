@@ -1,6 +1,6 @@
-//! Who may call, and whether what their tokens are checked with can be had.
+//! Who may call, whether what their tokens are checked with can be had, and whether Entra will give clients such tokens.
 
-use super::{CALLERS, DEPLOYER, Step, counted};
+use super::{CALLERS, DEPLOYER, SIGN_IN, Step, counted};
 use crate::auth::inspect;
 use crate::settings::{InboundAuth, Settings};
 
@@ -22,9 +22,18 @@ pub(super) async fn step(settings: &Settings) -> Step {
     };
     let mut wrong = Vec::new();
     let mut good = Vec::new();
-    for (tenant, keys) in tenants {
-        match keys {
-            Ok(keys) => good.push(format!("tenant `{tenant}` publishes {}", counted(keys, "key"))),
+    for (tenant, published) in tenants {
+        match published {
+            Ok(published) if published.fitting_keys == 0 => wrong.push(format!(
+                "none of the {} that tenant `{tenant}` publishes is for its issuer `{}`: no token of its callers will be accepted",
+                counted(published.keys, "key"),
+                published.issuers.join("`, `"),
+            )),
+            Ok(published) => good.push(format!(
+                "tenant `{tenant}` publishes {}, and its tokens have the issuer `{}`",
+                counted(published.fitting_keys, "key"),
+                published.issuers.join("` or `"),
+            )),
             Err(why) => wrong.push(format!("the keys of tenant `{tenant}` cannot be had: {why}")),
         }
     }
@@ -37,4 +46,25 @@ pub(super) async fn step(settings: &Settings) -> Step {
         "compare INBOUND_TENANTS (or AZURE_TENANT_ID) and AZURE_AUTHORITY_HOST with the tenant that callers sign in to; where nothing \
          answers at all, see the steps before",
     )
+}
+
+/// Entra takes the scopes and the `resource` that clients send only where both are of one App ID URI.
+pub(super) fn sign_in(inbound: &InboundAuth) -> Step {
+    let InboundAuth::Entra(inbound) = inbound else {
+        return Step::ok(SIGN_IN, "clients need not sign in");
+    };
+    let (owner, resource) = (inbound.scope_owner(), &inbound.public_url);
+    let found = format!("clients ask Entra for the scopes of `{owner}`, for the resource `{resource}`");
+    if inbound.scopes_fit_resource() {
+        return Step::ok(SIGN_IN, found);
+    }
+    Step::warn(SIGN_IN, found)
+        .wrong("The App ID URI in INBOUND_AUDIENCE is not PUBLIC_URL: Entra answers AADSTS9010010 to clients that send `resource`, as MCP has it")
+        .mend(
+            DEPLOYER,
+            format!(
+                "add `{resource}`, to the letter, to the App ID URIs of the app registration, and set INBOUND_AUDIENCE to its client id, \
+                 beside it no App ID URI but that one"
+            ),
+        )
 }

@@ -317,12 +317,18 @@ fn federated_credential(client_id: &str, claims: &Claims) -> Option<String> {
     // With any other audience it is the projection that has to change.
     let audience = claims.audiences.iter().find(|audience| audience.starts_with(FEDERATION_AUDIENCE));
     let audience = quoted(audience.map_or(FEDERATION_AUDIENCE, String::as_str));
-    Some(of_identity(
+    let is_name = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let namespace = service_account(claims).map(|(namespace, _)| namespace).filter(is_name).unwrap_or("<namespace>");
+    let name = quoted(&format!("mcp-server-<cluster>-{namespace}"));
+    let create = of_identity(
         client_id,
         &format!(
-            "az identity federated-credential create --name mcp-server --identity-name \"$name\" --resource-group \"$group\" \
+            "az identity federated-credential create --name {name} --identity-name \"$name\" --resource-group \"$group\" \
              --issuer {issuer} --subject {subject} --audiences {audience}"
         ),
+    );
+    Some(format!(
+        "# One name for each cluster and namespace: `create` replaces the credential that has the name already.\n{create}"
     ))
 }
 

@@ -98,6 +98,10 @@ pub struct EntraOptions {
     pub federated_subject: String,
     /// The APIs of the tenant.
     pub resources: Vec<Resource>,
+    /// Where the issuer of version 2 tokens is, without a path; `None` is the authority itself, as in the public cloud. Elsewhere it may be another host: in Azure China `https://login.partner.microsoftonline.cn`.
+    pub issuer_origin: Option<String>,
+    /// The same for version 1.
+    pub v1_issuer_origin: String,
     /// How long tokens live; see also [`StandInEntra::set_token_lifetime`].
     pub token_lifetime: Duration,
     /// How far the clock of an assertion's issuer may be off.
@@ -133,6 +137,8 @@ impl Default for EntraOptions {
                     granted_roles: Vec::new(),
                 },
             ],
+            issuer_origin: None,
+            v1_issuer_origin: "https://sts.windows.net".into(),
             token_lifetime: Duration::from_secs(3599),
             clock_skew: Duration::from_secs(300),
             log_capacity: 2048,

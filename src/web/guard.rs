@@ -12,15 +12,13 @@ use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tracing::{info, warn};
-use url::Url;
 
 use super::problem;
 use super::refusals::RefusalLimit;
-use crate::auth::{Caller, Identity, Permission, Recalled, Refusal, Verdict, Verifier, v2_issuer};
+use crate::auth::{Caller, Identity, Permission, Recalled, Refusal, Verdict, Verifier};
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::{EntraInbound, RateLimitSettings};
 use crate::telemetry::audit::{Audit, Event};
@@ -84,9 +82,8 @@ pub struct Guard {
     scope_prefix: String,
     settings: EntraInbound,
     metadata_url: String,
-    metadata: Bytes,
     /// All scopes that are of use here.
-    scopes: String,
+    scopes: Vec<String>,
 }
 
 impl Guard {
@@ -94,26 +91,16 @@ impl Guard {
     pub fn new(
         settings: &EntraInbound,
         rate_limit: &RateLimitSettings,
-        authority: &Url,
         verifier: Arc<Verifier>,
         (metrics, audit): (Arc<Metrics>, Arc<Audit>),
         offered: impl IntoIterator<Item = Permission>,
     ) -> Self {
-        let resource = settings.public_url.as_str();
         // Entra takes `resource` and the scopes' owner for the same only if both are the same App ID URI.
-        let owner = settings.app_id_uris.first().map_or(resource, String::as_str);
+        let owner = settings.scope_owner();
         let scope_prefix = format!("{}/", owner.trim_end_matches('/'));
         let mut scopes: Vec<_> =
             offered.into_iter().map(|permission| format!("{scope_prefix}{}", settings.scopes.of(permission))).collect();
         scopes.dedup();
-        let servers: Vec<_> = settings.tenants.iter().map(|tenant| v2_issuer(authority, tenant)).collect();
-        let metadata = json!({
-            "resource": resource,
-            "authorization_servers": servers,
-            "scopes_supported": scopes,
-            "bearer_methods_supported": ["header"],
-            "resource_name": "MCP server",
-        });
         Self {
             verifier,
             metrics,
@@ -125,8 +112,7 @@ impl Guard {
                 settings.public_url.origin().ascii_serialization(),
                 settings.public_url.path()
             ),
-            metadata: Bytes::from(metadata.to_string()),
-            scopes: scopes.join(" "),
+            scopes,
             settings: settings.clone(),
         }
     }
@@ -143,8 +129,15 @@ impl Guard {
 
     /// The protected resource metadata of RFC 9728.
     pub(super) fn metadata(&self) -> Response {
+        let metadata = json!({
+            "resource": self.settings.public_url.as_str(),
+            "authorization_servers": self.verifier.authorization_servers(),
+            "scopes_supported": self.scopes,
+            "bearer_methods_supported": ["header"],
+            "resource_name": "MCP server",
+        });
         let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=300")];
-        (headers, Body::from(self.metadata.clone())).into_response()
+        (headers, Body::from(metadata.to_string())).into_response()
     }
 
     /// Puts the caller's identity in the place of their token, or answers.
@@ -253,7 +246,8 @@ impl Guard {
         let claims = BASE64.encode(problem.details.claims.as_deref().unwrap_or("{}"));
         let challenge = format!(
             r#"Bearer resource_metadata="{}", error="insufficient_claims", error_description="The user has to sign in once more", claims="{claims}", scope="{}""#,
-            self.metadata_url, self.scopes
+            self.metadata_url,
+            self.scopes.join(" ")
         );
         let mut response = problem::response(StatusCode::UNAUTHORIZED, problem.clone());
         if let Ok(challenge) = HeaderValue::try_from(challenge) {
@@ -269,7 +263,7 @@ impl Guard {
                 Some(format!("{}{}", self.scope_prefix, self.settings.scopes.of(lacked.permission)))
             }
             Refusal::MalformedHeader | Refusal::Client => None,
-            _ => Some(self.scopes.clone()),
+            _ => Some(self.scopes.join(" ")),
         };
         let parameters =
             [("error", error), ("error_description", error.map(|_| refusal.advice())), ("scope", scope.as_deref())];

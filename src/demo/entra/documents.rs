@@ -13,15 +13,10 @@ impl Directory {
             return Err(Refusal::unknown_tenant("invalid_tenant", tenant));
         }
         let authority = &self.authority;
-        let (issuer, oauth2, keys) = match version {
-            TokenVersion::V1 if common => {
-                ("https://sts.windows.net/{tenantid}/".into(), "oauth2", "common/discovery/keys".into())
-            }
-            TokenVersion::V2 if common => {
-                (format!("{authority}/{{tenantid}}/v2.0"), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys"))
-            }
-            TokenVersion::V1 => (self.issuer(version), "oauth2", "common/discovery/keys".into()),
-            TokenVersion::V2 => (self.issuer(version), "oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys")),
+        let issuer = if common { self.issuer_of("{tenantid}", version) } else { self.issuer(version) };
+        let (oauth2, keys) = match version {
+            TokenVersion::V1 => ("oauth2", "common/discovery/keys".into()),
+            TokenVersion::V2 => ("oauth2/v2.0", format!("{tenant}/discovery/v2.0/keys")),
         };
         Ok(json!({
             "token_endpoint": format!("{authority}/{tenant}/{oauth2}/token"),
@@ -54,7 +49,7 @@ impl Directory {
     pub(super) fn document(&self, segments: &[&str]) -> Option<Result<Value, Refusal>> {
         let authority = &self.authority;
         let host = authority.trim_start_matches("https://");
-        let any_tenant = || format!("{authority}/{{tenantid}}/v2.0");
+        let any_tenant = || self.issuer_of("{tenantid}", TokenVersion::V2);
         Some(Ok(match segments {
             ["common", "discovery", "instance"] => json!({
                 "tenant_discovery_endpoint":

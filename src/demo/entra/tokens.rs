@@ -109,9 +109,16 @@ impl StandInEntra {
 
 impl Directory {
     pub(super) fn issuer(&self, version: TokenVersion) -> String {
+        self.issuer_of(&self.options.tenant_id, version)
+    }
+
+    /// The same for any tenant, or for the template of all.
+    pub(super) fn issuer_of(&self, tenant: &str, version: TokenVersion) -> String {
         match version {
-            TokenVersion::V1 => format!("https://sts.windows.net/{}/", self.options.tenant_id),
-            TokenVersion::V2 => format!("{}/{}/v2.0", self.authority, self.options.tenant_id),
+            TokenVersion::V1 => format!("{}/{tenant}/", self.options.v1_issuer_origin),
+            TokenVersion::V2 => {
+                format!("{}/{tenant}/v2.0", self.options.issuer_origin.as_deref().unwrap_or(&self.authority))
+            }
         }
     }
 
