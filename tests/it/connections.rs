@@ -12,6 +12,9 @@ use crate::support::{Era, TestApp, message, until};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
+/// What takes longer does not end at all: no machine is so busy.
+const HANGS: Duration = Duration::from_secs(60);
+
 async fn app_with(change: impl FnOnce(&mut WebSettings)) -> TestApp {
     TestApp::spawn_with(|settings| change(&mut settings.web)).await
 }
@@ -40,7 +43,7 @@ impl Wire {
                 }
             }
             let mut chunk = [0; 4_096];
-            let read = tokio::time::timeout(Duration::from_secs(10), self.0.read(&mut chunk)).await;
+            let read = tokio::time::timeout(HANGS, self.0.read(&mut chunk)).await;
             let read = read.expect("no answer").unwrap();
             assert!(read > 0, "the connection ended after `{text}`");
             text += std::str::from_utf8(&chunk[..read]).unwrap();
@@ -48,14 +51,12 @@ impl Wire {
     }
 
     /// Waits until the other side ends the connection; anything it still says fails the test.
-    async fn closed(&mut self) -> Duration {
-        let begin = Instant::now();
+    async fn closed(&mut self) {
         let mut rest = Vec::new();
         let reading = self.0.read_to_end(&mut rest);
         // A reset is an end as well.
-        let _ = tokio::time::timeout(Duration::from_secs(10), reading).await.expect("the connection stays open");
+        let _ = tokio::time::timeout(HANGS, reading).await.expect("the connection stays open");
         assert_eq!(String::from_utf8_lossy(&rest), "");
-        begin.elapsed()
     }
 }
 
@@ -63,14 +64,15 @@ impl Wire {
 async fn who_says_nothing_or_half_a_head_is_cut_off() {
     let app = app_with(|web| web.request_header_timeout = Duration::from_millis(300)).await;
     for (before, half) in [("", ""), ("", "GET /health/live HT"), ("", &LIVE[..LIVE.len() - 2]), (LIVE, "GET /hea")] {
+        let begin = Instant::now();
         let mut wire = Wire::to(&app).await;
         if !before.is_empty() {
             wire.say(before).await;
             assert_eq!(wire.answer().await.0, 200);
         }
         wire.say(half).await;
-        let took = wire.closed().await;
-        assert!((200..3_000).contains(&took.as_millis()), "`{half}` took {took:?}");
+        wire.closed().await;
+        assert!(begin.elapsed() >= Duration::from_millis(300), "`{half}` had {:?}", begin.elapsed());
     }
 }
 
@@ -82,23 +84,25 @@ async fn a_head_that_drips_is_cut_off_all_the_same() {
     let mut dripping = LIVE.bytes().cycle();
     while wire.0.write_all(&[dripping.next().unwrap().max(b'a')]).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(begin.elapsed() < Duration::from_secs(3), "the connection stays open");
+        assert!(begin.elapsed() < HANGS, "the connection stays open");
     }
 }
 
 #[tokio::test]
 async fn an_idle_connection_is_kept_for_its_time_and_then_closed() {
-    let app = app_with(|web| web.keep_alive_timeout = Duration::from_millis(700)).await;
+    let keep_alive = Duration::from_secs(5);
+    let app = app_with(|web| web.keep_alive_timeout = keep_alive).await;
     let mut wire = Wire::to(&app).await;
     for _ in 0..3 {
         wire.say(LIVE).await;
         assert_eq!(wire.answer().await.0, 200);
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(keep_alive / 10).await;
     }
+    let begin = Instant::now();
     wire.say(LIVE).await;
     assert_eq!(wire.answer().await.0, 200);
-    let took = wire.closed().await;
-    assert!((600..3_000).contains(&took.as_millis()), "{took:?}");
+    wire.closed().await;
+    assert!(begin.elapsed() >= keep_alive, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -131,14 +135,15 @@ async fn waiting_for_much(app: &TestApp) -> Wire {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_served() {
-    let app = app_with(|web| web.keep_alive_timeout = Duration::from_millis(400)).await;
+    let patience = Duration::from_secs(3);
+    let app = app_with(|web| web.keep_alive_timeout = patience).await;
     let mut slow = waiting_for_much(&app).await;
     let (begin, mut chunk) = (Instant::now(), vec![0; 500_000]);
     for part in 1..=14 {
         slow.0.read_exact(&mut chunk).await.unwrap_or_else(|error| panic!("{error} in part {part}"));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(patience / 12).await;
     }
-    assert!(begin.elapsed() > Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() > patience, "{:?}", begin.elapsed());
     drop(slow);
 
     let _stuck = waiting_for_much(&app).await;

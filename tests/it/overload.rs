@@ -1,6 +1,6 @@
 //! More than fits: what is turned away, how fast, in which words, and what goes on beside it; and how a backend in trouble is spared.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use mcp_server::demo::fault::FaultRule;
@@ -26,28 +26,17 @@ async fn read(app: &TestApp) -> CallResult {
     app.call(Era::Legacy, "get_user_profile", json!({ "user_id": "42" })).await
 }
 
-/// The middle of the times that so many refusals took is far below what a queue would cost.
-fn assert_quick(mut times: Vec<Duration>) {
-    times.sort_unstable();
-    assert!(times[times.len() / 2] < Duration::from_millis(50), "{times:?}");
-}
-
 async fn assert_healthy(app: &TestApp) {
     for probe in ["/health/live", "/health/ready"] {
-        let begin = Instant::now();
         assert_eq!(app.http.get(app.url(probe)).send().await.unwrap().status(), 200);
-        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     }
 }
 
 /// The refusals of calls beside one that hangs, after which there is room again.
 async fn assert_refused(app: TestApp, limit: &str, words: &str) {
     let hanging = hanging_call(&app).await;
-    let mut times = Vec::new();
     for _ in 0..REFUSALS {
-        let begin = Instant::now();
         let error = read(&app).await.error();
-        times.push(begin.elapsed());
         assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
         assert_eq!(
             (&error["details"]["retryable"], &error["details"]["retry_after_seconds"]),
@@ -55,8 +44,8 @@ async fn assert_refused(app: TestApp, limit: &str, words: &str) {
         );
         assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
-    assert_quick(times);
     assert_healthy(&app).await;
+    assert!(!hanging.is_finished(), "whoever waited in a queue would have waited for this one");
     assert_eq!(app.backend_requests().len(), 1);
     assert_eq!(app.metric(&format!(r#"mcp_server_shed_total{{limit="{limit}"}}"#)).await, REFUSALS as f64);
     hanging.abort();
@@ -87,16 +76,13 @@ async fn a_tool_with_all_its_calls_refuses_at_once_and_the_other_tools_go_on() {
 async fn a_server_with_all_its_requests_answers_503_at_once_and_stays_healthy() {
     let app = TestApp::spawn_with(|settings| settings.web.max_in_flight = 1).await;
     let hanging = hanging_call(&app).await;
-    let mut times = Vec::new();
     for number in 0..REFUSALS {
-        let begin = Instant::now();
         let (method, params) = match number % 3 {
             0 => ("tools/list", json!({})),
             1 => ("server/discover", json!({})),
             _ => ("tools/call", json!({ "name": "list_users", "arguments": {} })),
         };
         let answer = app.send(Era::Modern, method, params).await;
-        times.push(begin.elapsed());
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
         assert_eq!(answer.headers()["content-type"], "application/json");
         let error: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
@@ -108,7 +94,7 @@ async fn a_server_with_all_its_requests_answers_503_at_once_and_stays_healthy() 
         );
         assert!(error["message"].as_str().unwrap().contains("as many requests as it takes"), "{error}");
     }
-    assert_quick(times);
+    assert!(!hanging.is_finished(), "whoever waited in a queue would have waited for this one");
     assert_healthy(&app).await;
     assert_eq!(app.backend_requests().len(), 1);
     assert_eq!(app.metric(r#"mcp_server_shed_total{limit="server"}"#).await, REFUSALS as f64);

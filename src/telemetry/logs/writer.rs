@@ -241,6 +241,7 @@ mod tests {
         writer.write_all(b"never read\n").unwrap();
         let begun = Instant::now();
         drop(guard);
-        assert!(begun.elapsed() < LAST_LINES + Duration::from_secs(2));
+        // A process that waited for its reader would never end; how late this machine is besides is no matter.
+        assert!(begun.elapsed() < LAST_LINES + Duration::from_secs(60));
     }
 }

@@ -77,7 +77,7 @@ impl TestApp {
             stream.read_to_end(&mut answer).await.unwrap();
             answer
         };
-        let answer = tokio::time::timeout(Duration::from_secs(10), exchange).await.expect("an answer, then the end");
+        let answer = tokio::time::timeout(Duration::from_secs(60), exchange).await.expect("an answer, then the end");
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
