@@ -73,14 +73,18 @@ pub(crate) fn with_token(call: &Bytes, token: &str) -> Bytes {
 }
 
 fn post(version: &str, more: &str, message: &Value) -> Bytes {
-    let body = message.to_string();
+    post_text(version, more, &message.to_string())
+}
+
+/// The bytes of a request with this body.
+pub(crate) fn post_text(version: &str, more: &str, body: &str) -> Bytes {
     let head = format!(
         "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: {version}\r\n{more}\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
-    Bytes::from(head + &body)
+    Bytes::from(head + body)
 }
 
 /// An HTTP answer.

@@ -19,6 +19,7 @@ mod crash;
 mod drain;
 mod fairness;
 mod load;
+mod memory;
 mod overload;
 mod report;
 mod server;
@@ -70,6 +71,8 @@ enum Scenario {
     Connections,
     /// One caller or one fault against all others
     Fairness,
+    /// Large answers and costly requests, as many as callers ask for
+    Memory,
     /// SIGTERM and SIGKILL behind a balancer, under load
     Drain,
     /// kill -9 and restart, under load
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
                 Scenario::Storm => storm::run(&scale, &mut report).await,
                 Scenario::Connections => connections::run(&scale, &mut report).await,
                 Scenario::Fairness => fairness::run(&scale, &mut report).await,
+                Scenario::Memory => memory::run(&scale, &mut report).await,
                 Scenario::Drain => drain::run(&scale, &mut report).await,
                 Scenario::Crash => crash::run(&scale, &mut report).await,
                 Scenario::Soak => soak::run(&scale, &mut report).await,
