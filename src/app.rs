@@ -313,11 +313,16 @@ fn metrics_of(settings: &Settings, identity: &Arc<TokenSource>, observed: &Arc<O
     let mut metrics = Metrics::new(&TOOL_NAMES, &Route::TEMPLATES);
     metrics.count_refusals(&Refusal::WORDS);
     metrics.observe_runtime(&Handle::current());
-    metrics.observe_capacity(Capacity {
+    let capacity = Capacity {
         connections: settings.web.max_connections,
         server: settings.web.max_in_flight,
         tool: settings.web.max_in_flight_per_tool,
         backend: settings.backend.max_concurrency,
+        memory: settings.backend.max_buffered_bytes,
+    };
+    let seen = Arc::clone(observed);
+    metrics.observe_capacity(capacity, move || {
+        seen.backend.get().and_then(Weak::upgrade).map_or(0, |backend| backend.memory().used())
     });
     let seen = Arc::clone(observed);
     let figure = Figure::new("mcp_server_ready", "What /health/ready says: 1 when calls should come here, 0 when not");

@@ -52,6 +52,7 @@ pub use users::{User, UserPage};
 
 pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
+use crate::memory::{ByteBudget, Full, Lease, SMALL_ANSWER};
 use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
 use crate::telemetry::spans::{self, Description, Recording};
@@ -64,6 +65,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of an error's body this much is read and thrown away, so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 * 1024;
+
+/// Memory that a write has before it is sent, so that an answer of any usual size can be kept.
+const WRITE_RESERVE: usize = 64 * 1024;
 
 /// A health check that takes longer has failed: an outage should not be noticed late.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -88,6 +92,8 @@ pub struct BackendClient {
     /// Keeps repetitions from multiplying an outage.
     budget: RetryBudget,
     breaker: Option<Breaker>,
+    /// What answers may take in memory, from their first chunk until our own answer has been written.
+    memory: Arc<ByteBudget>,
     /// Of the spans of attempts, by route.
     descriptions: [Description; Route::TEMPLATES.len()],
     /// Where tests put another backend, below everything that is ours.
@@ -136,9 +142,16 @@ pub struct Call {
     /// The `Idempotency-Key` of its write, once that was about to be sent.
     idempotency_key: OnceLock<String>,
     at_backend_micros: AtomicU64,
+    /// The memory of its result.
+    memory: Lease,
 }
 
 impl Call {
+    /// Hands over the memory of its result.
+    pub fn take_memory(&self) -> Lease {
+        self.memory.take()
+    }
+
     /// How often the backend was asked.
     pub fn attempts(&self) -> u32 {
         self.attempts.load(Relaxed)
@@ -253,6 +266,7 @@ impl BackendClient {
             permits: Semaphore::new(settings.max_concurrency),
             budget: RetryBudget::new(settings.retry_floor, settings.retry_percent),
             breaker: settings.circuit_breaker.then(Breaker::new),
+            memory: ByteBudget::new(settings.max_buffered_bytes),
             descriptions: Route::TEMPLATES.map(|(method, path)| Description::of_attempts(method, path, host, port)),
             #[cfg(test)]
             wire: None,
@@ -295,6 +309,7 @@ impl BackendClient {
             attempt_status: AtomicU16::new(0),
             idempotency_key: OnceLock::new(),
             at_backend_micros: AtomicU64::new(0),
+            memory: self.memory.lease(SMALL_ANSWER),
         }
     }
 
@@ -324,6 +339,11 @@ impl BackendClient {
         if health.status == "healthy" { Ok(()) } else { Err(self.fail(&request, Failure::Unhealthy)) }
     }
 
+    /// What bounds the memory of answers, of the backend and of our own.
+    pub fn memory(&self) -> &Arc<ByteBudget> {
+        &self.memory
+    }
+
     /// What the breaker does with calls now.
     pub fn breaker_state(&self) -> BreakerState {
         self.breaker.as_ref().map_or(BreakerState::Closed, Breaker::state)
@@ -340,8 +360,28 @@ impl BackendClient {
 
     /// Sends a request, repeats it where that is safe, and reads its answer, all before the call's deadline.
     async fn send<T: DeserializeOwned>(&self, call: &Call, request: Outgoing) -> Result<T, BackendError> {
-        let body = self.repeat(call, &request).await?;
+        let body = self.whole_answer(call, &request).await?;
         self.decode(&request, &body)
+    }
+
+    /// The body of the answer, and the memory for what is made of it, which is hardly ever larger.
+    async fn whole_answer(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
+        if request.write.is_none() {
+            let body = self.repeat(call, request).await?;
+            call.memory.grow(body.len()).map_err(|Full| self.no_memory(request, true))?;
+            return Ok(body);
+        }
+        let reserve = self.memory.lease_reserved(0);
+        reserve.grow(WRITE_RESERVE).map_err(|Full| self.no_memory(request, false))?;
+        let body = self.repeat(call, request).await?;
+        // Of an answer that is larger, the memory was there a moment ago.
+        call.memory.set(body.len());
+        Ok(body)
+    }
+
+    fn no_memory(&self, request: &Outgoing, sent: bool) -> BackendError {
+        self.metrics.shed(Shed::Memory);
+        self.fail(request, Failure::NoMemory { sent })
     }
 
     /// Attempts, with pauses between them, until there is an answer or none can be hoped for.
@@ -532,20 +572,26 @@ impl BackendClient {
         if response.content_length().is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
+        let lease = self.memory.lease(if request.write.is_some() { WRITE_RESERVE } else { SMALL_ANSWER });
+        let announced = response.content_length().map_or(0, |length| length as usize);
         let mut whole = BytesMut::new();
         let mut only = Bytes::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(request, error))? {
             if whole.len() + only.len() + chunk.len() > limit {
                 return Err(too_large());
             }
+            lease.grow(chunk.len()).map_err(|Full| self.no_memory(request, true))?;
             if only.is_empty() && whole.is_empty() {
                 only = chunk;
             } else {
+                if whole.is_empty() {
+                    whole.reserve(announced);
+                }
                 whole.extend_from_slice(&std::mem::take(&mut only));
                 whole.extend_from_slice(&chunk);
             }
         }
-        Ok(if whole.is_empty() { only } else { whole.freeze() })
+        Ok(lease.attach(if whole.is_empty() { only } else { whole.freeze() }))
     }
 
     fn transport(&self, request: &Outgoing, error: reqwest::Error) -> BackendError {

@@ -114,7 +114,7 @@ impl Inside {
 
 /// The response of a plain call with this result.
 pub fn write_response(result: &str) -> Vec<u8> {
-    tools::benching::write_response(&Ok(result.to_owned()))
+    tools::benching::write_response(result.to_owned())
 }
 
 /// The process's subscriber, and what keeps its writer alive.

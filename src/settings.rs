@@ -223,6 +223,8 @@ pub struct BackendSettings {
     pub timeout: Duration,
     /// `BACKEND_MAX_RESPONSE_BYTES`: the largest response body that is read.
     pub max_response_bytes: usize,
+    /// `MAX_BUFFERED_BYTES`: memory for answers of the backend, our own unsent answers and parsed requests, all together.
+    pub max_buffered_bytes: usize,
     /// `BACKEND_MAX_CONCURRENCY`: requests to the backend at the same time; more are refused at once.
     pub max_concurrency: usize,
     /// `BACKEND_MAX_ATTEMPTS`: how often one call may ask; 1 switches repetitions off.
@@ -262,6 +264,7 @@ impl BackendSettings {
             base_url: without_trailing_slash(base_url),
             timeout: Duration::from_secs(10),
             max_response_bytes: 4 << 20,
+            max_buffered_bytes: 128 << 20,
             max_concurrency: 512,
             max_attempts: 3,
             retry_percent: 20,
@@ -504,6 +507,7 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
     // Read even when the URL is missing, so that no mistake waits for the next start.
     let timeout = reader.some("BACKEND_API_TIMEOUT", parse::seconds);
     let max_response_bytes = reader.some("BACKEND_MAX_RESPONSE_BYTES", parse::bytes);
+    let max_buffered_bytes = reader.some("MAX_BUFFERED_BYTES", parse::buffered_bytes);
     let max_concurrency = reader.some("BACKEND_MAX_CONCURRENCY", parse::count);
     let max_attempts = reader.some("BACKEND_MAX_ATTEMPTS", parse::attempts);
     let retry_percent = reader.some("BACKEND_RETRY_PERCENT", parse::percent);
@@ -517,9 +521,20 @@ fn backend(reader: &mut Reader<'_, impl Vars>, base_url: Option<Url>) -> Option<
     }
     let check_in_readiness = reader.some("READINESS_CHECK_BACKEND", parse::boolean);
     let defaults = BackendSettings::new(base_url?);
+    let (buffered, response) = (
+        max_buffered_bytes.unwrap_or(defaults.max_buffered_bytes),
+        max_response_bytes.unwrap_or(defaults.max_response_bytes),
+    );
+    if buffered / 2 < response {
+        reader.warn(format!(
+            "MAX_BUFFERED_BYTES is {buffered}, less than twice BACKEND_MAX_RESPONSE_BYTES: an answer of {response} bytes is read and then \
+             copied, and never fits."
+        ));
+    }
     Some(BackendSettings {
         timeout: timeout.unwrap_or(defaults.timeout),
-        max_response_bytes: max_response_bytes.unwrap_or(defaults.max_response_bytes),
+        max_response_bytes: response,
+        max_buffered_bytes: buffered,
         max_concurrency: max_concurrency.unwrap_or(defaults.max_concurrency),
         max_attempts: max_attempts.unwrap_or(defaults.max_attempts),
         retry_percent: retry_percent.unwrap_or(defaults.retry_percent),

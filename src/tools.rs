@@ -4,6 +4,7 @@
 //! MCP side: it decodes, runs, measures and renders, and sees to it that a panic, a client that leaves and a server that stops
 //! each end as the contract says. It knows no axum, and the backend knows no MCP.
 
+mod answer;
 mod args;
 #[cfg(feature = "benches")]
 pub(crate) mod benching;
@@ -45,10 +46,12 @@ use validator::Validate;
 
 use crate::auth::{Caller, Permission};
 use crate::backend::{BackendClient, Call};
+use crate::memory::ByteBudget;
 use crate::problem::Problem;
 use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::metrics::{Metrics, Operation};
 use crate::telemetry::spans::{Description, Spans};
+pub use answer::ResponseBody;
 use args::Rules;
 use call::{Ended, Origin, subject};
 pub use plain::{Head, PlainCall, Written};
@@ -268,6 +271,11 @@ impl ToolServer {
         Permission::ALL.into_iter().filter(move |permission| wanted(*permission))
     }
 
+    /// What bounds the memory of answers and requests.
+    pub fn memory(&self) -> &Arc<ByteBudget> {
+        self.shared.backend.memory()
+    }
+
     /// The tools that are switched on.
     fn entries(&self) -> impl Iterator<Item = &'static Entry> {
         TOOLS.iter().filter(|entry| self.shared.switched_on.get(entry.index).copied().unwrap_or(false))
@@ -326,8 +334,8 @@ impl ToolServer {
 /// The result of a call for those who use this without an HTTP side.
 fn result(ended: Ended, meta: Option<MetaObject>) -> CallToolResult {
     // Results are compact JSON of ours, and an object: text and structure are the same.
-    let ended = ended.and_then(|json| match serde_json::from_str::<Value>(&json) {
-        Ok(value) => Ok((json, value)),
+    let ended = ended.and_then(|result| match serde_json::from_str::<Value>(result.as_str()) {
+        Ok(value) => Ok((result.as_str().to_owned(), value)),
         Err(_) => Err(Problem::internal()),
     });
     let mut result = match ended {
@@ -445,7 +453,7 @@ impl ServerHandler for ToolServer {
             let meta = is_modern(protocol.as_ref()).then(|| self.shared.result_meta.clone());
             return Ok(result(ended, meta).into());
         };
-        written.leave(plain::response(&context.id, &ended, self.meta(protocol.as_ref())));
+        written.leave(plain::response(&context.id, ended, self.meta(protocol.as_ref())));
         Ok(CallToolResult::success(Vec::new()).into())
     }
 

@@ -355,9 +355,15 @@ async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
         Err(error) if error.is::<LengthLimitError>() => return problem::body_too_large(),
         Err(_) => return problem::broken_off(),
     };
+    let Ok(_memory) = endpoint.tools.memory().lease_parsing(&body) else {
+        endpoint.metrics.shed(Shed::Memory);
+        return problem::overloaded("The server has no memory left for a message of this size and shape.");
+    };
     let head = plain::head(&parts.headers, &endpoint.hosts);
     match head.and_then(|head| endpoint.tools.plain_call(head, &body, &parts.extensions)) {
-        Some(call) => ([(header::CONTENT_TYPE, problem::JSON)], endpoint.tools.answer(call).await).into_response(),
+        Some(call) => {
+            ([(header::CONTENT_TYPE, problem::JSON)], Body::new(endpoint.tools.answer(call).await)).into_response()
+        }
         None => by_rmcp(endpoint, Request::from_parts(parts, body.into())).await,
     }
 }
@@ -370,7 +376,7 @@ fn by_rmcp(endpoint: &Endpoint, mut request: Request) -> BoxFuture<'_, Response>
     Box::pin(async move {
         let response = endpoint.mcp.handle(request).await.map(Body::new);
         match written.response() {
-            Some(written) if response.status() == StatusCode::OK => response.map(|_| written.into()),
+            Some(written) if response.status() == StatusCode::OK => response.map(|_| Body::new(written)),
             _ => response,
         }
     })

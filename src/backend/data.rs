@@ -44,7 +44,7 @@ impl BackendClient {
             url.set_query(Some(&format!("limit={}&filters={filters}", query.limit)));
         }
         let request = Outgoing::read(Route::Query, url);
-        let body = self.repeat(call, &request).await?;
+        let body = self.whole_answer(call, &request).await?;
         self.rows(&request, &body)
     }
 

@@ -61,6 +61,12 @@ pub enum Failure {
     /// The answer is larger than this many bytes.
     #[error("sent more than {0} bytes")]
     TooLarge(usize),
+    /// There is no memory for the answer now.
+    #[error("sent more than there is memory for now")]
+    NoMemory {
+        /// Whether the request was sent.
+        sent: bool,
+    },
     /// The deadline of the call passed.
     #[error("gave no answer within {0:?}")]
     Timeout(Duration),
@@ -97,6 +103,7 @@ impl Failure {
     pub(crate) fn may_have_been_applied(&self) -> bool {
         match self {
             Self::Interrupted(_) | Self::Unreadable(_) | Self::TooLarge(_) | Self::Timeout(_) => true,
+            Self::NoMemory { sent } => *sent,
             Self::Status { status, .. } => {
                 status.is_server_error() || status.is_redirection() || *status == StatusCode::REQUEST_TIMEOUT
             }
@@ -121,9 +128,13 @@ impl Failure {
             Self::Interrupted(_) => Exchange::Interrupted,
             Self::Unreadable(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
             Self::Timeout(_) => Exchange::Timeout,
-            Self::Identity(_) | Self::OnBehalfOf(_) | Self::NoUser | Self::Busy | Self::CircuitOpen(_) => {
-                Exchange::NotMade
-            }
+            Self::NoMemory { sent: true } => Exchange::Discarded,
+            Self::NoMemory { sent: false }
+            | Self::Identity(_)
+            | Self::OnBehalfOf(_)
+            | Self::NoUser
+            | Self::Busy
+            | Self::CircuitOpen(_) => Exchange::NotMade,
         }
     }
 }
@@ -136,9 +147,11 @@ impl BackendError {
             Failure::Interrupted(_) => Some(Setback::Interrupted),
             Failure::Status { status, .. } => Some(Setback::Status(*status)),
             Failure::Unreadable(_) | Failure::TooLarge(_) => Some(Setback::Unreadable),
+            // Memory is not there sooner when it is asked for again at once.
             // A token is the token source's to retry, and past the deadline there is no time.
             // A full house and an open breaker exist to keep calls away: repeating would defeat them.
-            Failure::Identity(_)
+            Failure::NoMemory { .. }
+            | Failure::Identity(_)
             | Failure::OnBehalfOf(_)
             | Failure::NoUser
             | Failure::Unauthorized
@@ -158,7 +171,8 @@ impl BackendError {
             Failure::Status { .. } | Failure::Unauthorized | Failure::Unreadable(_) | Failure::TooLarge(_) => {
                 Verdict::Works
             }
-            Failure::Identity(_)
+            Failure::NoMemory { .. }
+            | Failure::Identity(_)
             | Failure::OnBehalfOf(_)
             | Failure::NoUser
             | Failure::Busy
@@ -177,7 +191,7 @@ impl BackendError {
         match &self.failure {
             Failure::Status { retry_after, .. } => *retry_after,
             Failure::CircuitOpen(wait) => Some(*wait),
-            Failure::Busy => Some(Duration::from_secs(1)),
+            Failure::Busy | Failure::NoMemory { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

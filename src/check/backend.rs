@@ -106,7 +106,7 @@ fn unwell(backend: &BackendSettings, error: &BackendError, claims: Option<&Claim
         Failure::Unhealthy => step
             .wrong("The backend answers, and says itself that it is unwell")
             .mend(TEAM, "look at the backend's own log and at what it depends on"),
-        Failure::Unreadable(_) | Failure::TooLarge(_) => step
+        Failure::Unreadable(_) | Failure::TooLarge(_) | Failure::NoMemory { .. } => step
             .wrong("What answers is not the backend as agreed: `GET /health` gives `{\"status\":\"healthy\"}` as JSON")
             .mend(DEPLOYER, "correct BACKEND_API_URL: it may lead to a web page, a sign-in or a gateway")
             .command(format!("curl --silent --show-error --include {health}")),

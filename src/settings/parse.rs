@@ -99,6 +99,10 @@ pub(super) fn bytes(value: &str) -> Result<usize, String> {
     whole_number(value, 1 << 10..=64 << 20)
 }
 
+pub(super) fn buffered_bytes(value: &str) -> Result<usize, String> {
+    whole_number(value, 1 << 20..=64 << 30)
+}
+
 /// How many of something may exist at the same time.
 pub(super) fn count(value: &str) -> Result<usize, String> {
     whole_number(value, 1..=65_536)

@@ -103,6 +103,7 @@ fn every_good_value_is_understood() {
         ("MAX_IN_FLIGHT_PER_TOOL", "7", |s| s.web.max_in_flight_per_tool.to_string(), "7"),
         ("BACKEND_MAX_RESPONSE_BYTES", "1024", response, "1024"),
         ("BACKEND_MAX_RESPONSE_BYTES", "67108864", response, "67108864"),
+        ("MAX_BUFFERED_BYTES", "1048576", |s| s.backend.max_buffered_bytes.to_string(), "1048576"),
         ("READINESS_CHECK_BACKEND", "No", readiness, "false"),
         ("READINESS_CHECK_BACKEND", "0", readiness, "false"),
         ("LOG_LEVEL", "debug", filter, "debug"),
@@ -224,6 +225,7 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
             &["1023", "67108865", "4MiB", "-1", "1.5"],
             "is not a whole number from 1024 to 67108864",
         ),
+        ("MAX_BUFFERED_BYTES", &["0", "1048575", "128Mi"], "is not a whole number from 1048576 to 68719476736"),
         ("READINESS_CHECK_BACKEND", &["on", "2"], "expected true, false, 1, 0, yes or no"),
         (
             "LOG_LEVEL",

@@ -63,6 +63,11 @@ pub const VARIABLES: &[Variable] = &[
         "Largest response of the backend that is read, from 1024 to 67108864 bytes.",
     ),
     optional(
+        "MAX_BUFFERED_BYTES",
+        "134217728",
+        "Memory for answers of the backend, from their first byte to the last byte that a client has taken of ours, and for large requests, all together, from 1048576 to 68719476736 bytes; what does not fit is refused at once.",
+    ),
+    optional(
         "BACKEND_MAX_CONCURRENCY",
         "512",
         "Requests to the backend at the same time, from 1 to 65536; more are refused at once.",

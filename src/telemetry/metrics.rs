@@ -157,6 +157,8 @@ pub enum Exchange {
     Timeout,
     /// An answer that cannot be read, or is too large.
     Unreadable,
+    /// An answer that there was no memory for.
+    Discarded,
     /// Nothing was sent.
     NotMade,
     /// Nobody was left to read the answer.
@@ -164,7 +166,7 @@ pub enum Exchange {
 }
 
 impl Exchange {
-    const ALL: [(Self, &'static str); 10] = [
+    const ALL: [(Self, &'static str); 11] = [
         (Self::Success, "2xx"),
         (Self::Redirection, "3xx"),
         (Self::ClientError, "4xx"),
@@ -173,6 +175,7 @@ impl Exchange {
         (Self::Interrupted, "interrupted"),
         (Self::Timeout, "timeout"),
         (Self::Unreadable, "unreadable"),
+        (Self::Discarded, "discarded"),
         (Self::NotMade, "not_made"),
         (Self::Cancelled, "cancelled"),
     ];
@@ -255,10 +258,12 @@ pub enum Shed {
     Caller,
     /// `RATE_LIMIT_REFUSED_TOKENS`.
     RefusedTokens,
+    /// `MAX_BUFFERED_BYTES`.
+    Memory,
 }
 
 impl Shed {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Connections, "connections"),
         (Self::Server, "server"),
         (Self::Tool, "tool"),
@@ -266,6 +271,7 @@ impl Shed {
         (Self::Breaker, "breaker"),
         (Self::Caller, "caller"),
         (Self::RefusedTokens, "refused_tokens"),
+        (Self::Memory, "memory"),
     ];
 }
 
@@ -277,6 +283,8 @@ pub struct Capacity {
     pub server: usize,
     pub tool: usize,
     pub backend: usize,
+    /// In bytes.
+    pub memory: usize,
 }
 
 /// The figures, and the registry that prints them.

@@ -22,8 +22,8 @@ pub(crate) fn read_call(server: &ToolServer, body: &[u8], extensions: &http::Ext
 }
 
 /// Writes the response of a plain call.
-pub(crate) fn write_response(ended: &Ended) -> Vec<u8> {
-    plain::response(&rmcp::model::RequestId::Number(1), ended, None)
+pub(crate) fn write_response(result: String) -> Vec<u8> {
+    plain::response(&rmcp::model::RequestId::Number(1), Ok(result.into()), None).into_vec()
 }
 
 /// A user as the text of a result.

@@ -11,6 +11,7 @@ use rmcp::model::{JsonObject, MetaObject, ProtocolVersion, RequestId};
 use rmcp::service::RequestContext;
 use tracing::{Instrument as _, Level};
 
+use super::answer::ResultText;
 use super::error::{out_of_time, tool_busy, unaudited};
 use super::{Effect, Entry, Shared, ToolServer};
 use crate::auth::{Caller, StepUp};
@@ -23,7 +24,7 @@ use crate::telemetry::spans::{self, Description};
 use crate::telemetry::trace::RequestTrace;
 
 /// How a call ended: its result as compact JSON, or what its caller is told instead.
-pub(super) type Ended = Result<String, Problem>;
+pub(super) type Ended = Result<ResultText, Problem>;
 
 /// Where an MCP request comes from, and how it is spoken.
 #[derive(Clone)]
@@ -134,8 +135,9 @@ impl ToolServer {
         });
         match result {
             Ok(json) => {
+                let result = ResultText::new(json, ending.call.take_memory());
                 ending.record(Outcome::Ok, None);
-                Ok(json)
+                Ok(result)
             }
             Err(problem) => Err(ending.fail(problem)),
         }

@@ -128,6 +128,19 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
             "The backend has as many requests as it may have at the same time; nothing was sent to it. Call again in a second.".to_owned(),
             true,
         ),
+        Failure::NoMemory { sent: false } => (
+            ErrorCode::ServiceError,
+            "The MCP server has no memory left for the answer to this call; nothing was sent to the backend. Call again in a second."
+                .to_owned(),
+            true,
+        ),
+        Failure::NoMemory { sent: true } => (
+            ErrorCode::ServiceError,
+            "The MCP server has no memory left for the backend's answer, because it holds many large ones at the same time. Call again in \
+             a second, or ask for less: a lower `limit`, or more `filters`."
+                .to_owned(),
+            true,
+        ),
         Failure::CircuitOpen(_) => (
             ErrorCode::ServiceError,
             "The backend has been failing and is being left in peace; nothing was sent to it. Call again after `retry_after_seconds`, and \

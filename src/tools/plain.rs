@@ -5,13 +5,13 @@
 //! call. So the message is read here first, strictly: what is not exactly a plain call is rmcp's to read and to answer. Both ways
 //! lead through [`ToolServer::finish`], and their answers are written by [`response`]: the same to the byte.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use http::Extensions;
 use rmcp::model::{JsonObject, ProtocolVersion, RequestId, RequestMetaObject};
 use serde::Deserialize;
 
+use super::answer::{ResponseBody, escape};
 use super::call::{Ended, Origin};
 use super::{Entry, PROTOCOL_VERSIONS, ToolServer, is_modern};
 use crate::auth::Caller;
@@ -39,16 +39,16 @@ pub struct PlainCall {
 
 /// Where the response to a call that came through rmcp waits for the HTTP side, which sends it in the place of rmcp's.
 #[derive(Clone, Default)]
-pub struct Written(Arc<OnceLock<Bytes>>);
+pub struct Written(Arc<Mutex<Option<ResponseBody>>>);
 
 impl Written {
-    /// The response, once the call has ended.
-    pub fn response(&self) -> Option<Bytes> {
-        self.0.get().cloned()
+    /// Takes the response, once the call has ended.
+    pub fn response(&self) -> Option<ResponseBody> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(super) fn leave(&self, response: Vec<u8>) {
-        let _ = self.0.set(response.into());
+    pub(super) fn leave(&self, response: ResponseBody) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
     }
 }
 
@@ -92,10 +92,10 @@ impl ToolServer {
     }
 
     /// Runs a plain call, and gives the JSON-RPC response, whose HTTP status is 200. A caller who leaves drops it.
-    pub async fn answer(&self, call: PlainCall) -> Vec<u8> {
+    pub async fn answer(&self, call: PlainCall) -> ResponseBody {
         let PlainCall { entry, arguments, origin } = call;
         let (id, meta) = (origin.request_id.clone(), self.meta(origin.protocol.as_ref()));
-        response(&id, &Box::pin(self.finish(entry, arguments, origin)).await, meta)
+        response(&id, Box::pin(self.finish(entry, arguments, origin)).await, meta)
     }
 
     /// `_meta` of a result, where the revision wants one.
@@ -106,38 +106,32 @@ impl ToolServer {
 
 /// The response to a call, as rmcp would write it. The result stands in it twice: as text, and as it is. `meta` is what its `_meta` holds
 /// where the revision wants one.
-pub(super) fn response(id: &RequestId, ended: &Ended, meta: Option<&str>) -> Vec<u8> {
-    let problem;
-    let (json, is_error) = match ended {
-        Ok(json) => (json, false),
-        Err(told) => {
-            problem = told.to_json();
-            (&problem, true)
-        }
-    };
-    let mut response = Vec::with_capacity(256 + 2 * json.len() + json.len() / 4);
-    response.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
+pub(super) fn response(id: &RequestId, ended: Ended, meta: Option<&str>) -> ResponseBody {
+    let mut head = Vec::with_capacity(256);
+    head.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
     // Neither a number nor a string can fail to be written to memory.
-    let _ = serde_json::to_writer(&mut response, id);
-    response.extend_from_slice(b",\"result\":{");
+    let _ = serde_json::to_writer(&mut head, id);
+    head.extend_from_slice(b",\"result\":{");
     if meta.is_some() {
-        response.extend_from_slice(b"\"resultType\":\"complete\",");
+        head.extend_from_slice(b"\"resultType\":\"complete\",");
     }
-    response.extend_from_slice(b"\"content\":[{\"type\":\"text\",\"text\":\"");
-    escape(json.as_bytes(), &mut response);
-    response.extend_from_slice(b"\"}],");
-    if !is_error {
-        response.extend_from_slice(b"\"structuredContent\":");
-        response.extend_from_slice(json.as_bytes());
-        response.push(b',');
+    head.extend_from_slice(b"\"content\":[{\"type\":\"text\",\"text\":\"");
+    match ended {
+        Ok(result) => ResponseBody::of_result(head, result, &tail(",\"isError\":false", meta)),
+        Err(problem) => {
+            escape(problem.to_json().as_bytes(), &mut head);
+            head.extend_from_slice(&tail("\"}],\"isError\":true", meta));
+            head.into()
+        }
     }
-    response.extend_from_slice(if is_error { b"\"isError\":true" } else { b"\"isError\":false" });
-    if let Some(meta) = meta {
-        response.extend_from_slice(b",\"_meta\":");
-        response.extend_from_slice(meta.as_bytes());
+}
+
+/// What ends a response.
+fn tail(is_error: &str, meta: Option<&str>) -> Vec<u8> {
+    match meta {
+        Some(meta) => [is_error, ",\"_meta\":", meta, "}}"].concat().into(),
+        None => [is_error, "}}"].concat().into(),
     }
-    response.extend_from_slice(b"}}");
-    response
 }
 
 /// Whether head and message agree about the revision, and have what it asks for. 2026-07-28 wants every request to speak for itself.
@@ -150,19 +144,6 @@ fn is_spoken_as(protocol: &ProtocolVersion, head: Head<'_>, name: &str, meta: Op
             && meta.missing_required_keys(protocol).is_empty()
     };
     head.method == Some("tools/call") && head.name == Some(name) && meta.is_some_and(agrees)
-}
-
-/// Compact JSON as the inside of a JSON string. Its own strings have their control characters escaped already.
-fn escape(json: &[u8], out: &mut Vec<u8>) {
-    for plain in json.split_inclusive(|byte| matches!(byte, b'"' | b'\\')) {
-        match plain.split_last() {
-            Some((special @ (b'"' | b'\\'), plain)) => {
-                out.extend_from_slice(plain);
-                out.extend_from_slice(&[b'\\', *special]);
-            }
-            _ => out.extend_from_slice(plain),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -220,15 +201,15 @@ mod tests {
             json!({ "name": "Zoë \"Z\" \\ \n\t\u{1}\u{7f} 語 😀" }),
             json!({ "data": [{ "a": [1, -2.5, null, true, "", { "\"\\": {} }] }] }),
         ] {
-            let response = response(&id, &Ok(result.to_string()), Some(r#"{"a":{}}"#));
-            let response: Value = serde_json::from_slice(&response).unwrap();
+            let response = response(&id, Ok(result.to_string().into()), Some(r#"{"a":{}}"#));
+            let response: Value = serde_json::from_slice(&response.into_vec()).unwrap();
             assert_eq!((&response["jsonrpc"], &response["id"]), (&json!("2.0"), &json!("\"id\"")));
             assert_eq!(response["result"]["content"], json!([{ "type": "text", "text": result.to_string() }]));
             assert_eq!(response["result"]["structuredContent"], result);
             assert_eq!(response["result"]["_meta"], json!({ "a": {} }));
         }
         let problem = Problem::new(ErrorCode::ServiceError, "\"no\"");
-        let response = response(&RequestId::Number(7), &Err(problem.clone()), None);
+        let response = response(&RequestId::Number(7), Err(problem.clone()), None).into_vec();
         let expected = json!({ "jsonrpc": "2.0", "id": 7, "result": {
             "content": [{ "type": "text", "text": problem.to_json() }], "isError": true,
         } });

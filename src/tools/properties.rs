@@ -222,18 +222,18 @@ proptest! {
         use rmcp::model::{RequestId, ServerJsonRpcMessage, ServerResult};
 
         let id = name.map_or(RequestId::Number(number), |name| RequestId::String(name.into()));
-        let ended = match fails {
+        let ended = || match fails {
             true => Err(Problem::new(crate::problem::ErrorCode::ServiceError, object.to_string())),
-            false => Ok(object.to_string()),
+            false => Ok(object.to_string().into()),
         };
         let meta = object.as_object().cloned().map(MetaObject::from).filter(|_| is_modern);
-        let written = plain::response(&id, &ended, meta.as_ref().map(|_| object.to_string()).as_deref());
-        let mut by_rmcp = ServerResult::CallToolResult(result(ended, meta));
+        let written = plain::response(&id, ended(), meta.as_ref().map(|_| object.to_string()).as_deref());
+        let mut by_rmcp = ServerResult::CallToolResult(result(ended(), meta));
         if !is_modern {
             by_rmcp.strip_result_type_for_legacy_peer();
         }
         let by_rmcp = serde_json::to_string(&ServerJsonRpcMessage::response(by_rmcp, id)).unwrap();
-        prop_assert_eq!(String::from_utf8(written).unwrap(), by_rmcp);
+        prop_assert_eq!(String::from_utf8(written.into_vec()).unwrap(), by_rmcp);
     }
 
     #[test]

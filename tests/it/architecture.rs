@@ -8,14 +8,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "problem", "settings", "telemetry", "tools"]),
-    ("tools", &["auth", "backend", "problem", "telemetry"]),
+    ("tools", &["auth", "backend", "memory", "problem", "telemetry"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),
-    ("backend", &["identity", "settings", "telemetry"]),
+    ("backend", &["identity", "memory", "settings", "telemetry"]),
     ("identity", &["settings"]),
     ("demo", &["settings"]),
     ("settings", &[]),
     ("telemetry", &["problem", "settings"]),
+    ("memory", &[]),
     ("problem", &["telemetry"]),
 ];
 

@@ -27,6 +27,7 @@ mod identity;
 mod lifecycle;
 mod logs;
 mod matrix;
+mod memory;
 mod metrics;
 mod on_behalf_of;
 mod operations;

@@ -130,15 +130,17 @@ impl Metrics {
         self.refusals = reasons.iter().copied().zip(counters).collect();
     }
 
-    /// Adds the limits, and how much of each is taken.
-    pub fn observe_capacity(&mut self, capacity: Capacity) {
+    /// Adds the limits, and how much of each is taken; of the memory, as it is told.
+    pub fn observe_capacity(&mut self, capacity: Capacity, memory: impl Fn() -> usize + Send + Sync + 'static) {
         let limits = [
             ("connections", capacity.connections),
             ("server", capacity.server),
             ("tool", capacity.tool),
             ("backend", capacity.backend),
+            ("memory", capacity.memory),
         ];
-        let figure = Figure::new("mcp_server_limit", "What may be in flight at the same time, by the limit's name");
+        let help = "What may be in flight at the same time, by the limit's name; of `memory`, bytes";
+        let figure = Figure::new("mcp_server_limit", help);
         self.observe_each(Kind::Gauge, figure, move || {
             limits.map(|(name, limit)| (vec![("limit", name)], limit as f64)).to_vec()
         });
@@ -155,6 +157,7 @@ impl Metrics {
                 ("server", server.get()),
                 ("tool", fullest),
                 ("backend", backend.get()),
+                ("memory", memory() as i64),
             ]
             .map(|(name, taken)| (vec![("limit", name)], taken as f64))
             .to_vec()
