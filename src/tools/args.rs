@@ -9,7 +9,7 @@ use rmcp::model::JsonObject;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use validator::Validate;
 
 use crate::backend::{Segment, SegmentError};
@@ -189,14 +189,31 @@ impl Kind {
             Self::Text { min, max: usize::MAX, .. } => format!("a string of at least {min} characters"),
             Self::Text { min, max, .. } => format!("a string of {min} to {max} characters"),
             Self::Choice(choices) => format!("one of {}", choices.join(", ")),
-            Self::Integer { min, max: MAX_SAFE_INTEGER } => format!("an integer of at least {min}"),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
             Self::Boolean => "true or false".to_owned(),
             Self::Object => "an object".to_owned(),
         }
     }
 
+    /// Clients and models turn values into text, and identifiers into numbers: what has one meaning is read as that.
+    fn read_as_meant(&self, value: &mut Value) {
+        let meant = match (self, &*value) {
+            (Self::Integer { .. }, Value::String(text)) => integer(text).map(Value::Number),
+            (Self::Boolean, Value::String(text)) if text.eq_ignore_ascii_case("true") => Some(Value::Bool(true)),
+            (Self::Boolean, Value::String(text)) if text.eq_ignore_ascii_case("false") => Some(Value::Bool(false)),
+            (Self::Object, Value::String(text)) => serde_json::from_str(text).ok().map(Value::Object),
+            (Self::Text { segment: true, .. }, Value::Number(number)) if is_integer(number) => {
+                Some(Value::String(number.to_string()))
+            }
+            _ => None,
+        };
+        if let Some(meant) = meant {
+            *value = meant;
+        }
+    }
+
     fn check(&self, value: &mut Value) -> Result<(), String> {
+        self.read_as_meant(value);
         let refused = |what: &str| Err(format!("{what}; it must be {}", self.accepted()));
         match (self, &*value) {
             (Self::Text { min, max, segment }, Value::String(text)) => {
@@ -241,7 +258,18 @@ impl Kind {
     }
 }
 
-fn type_of(value: &Value) -> &'static str {
+/// A whole number as JSON writes it: without a sign that says nothing, zeros before it, a fraction or an exponent.
+fn integer(text: &str) -> Option<Number> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    serde_json::from_str(text).ok().filter(|number| is_plain && is_integer(number))
+}
+
+fn is_integer(number: &Number) -> bool {
+    number.is_i64() || number.is_u64()
+}
+
+/// What a value is, in words.
+pub(super) fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -90,7 +90,7 @@ fn near(rule: &Value) -> BoxedStrategy<Value> {
             let long =
                 (select(lengths), select(vec!["a", "ü", "🦀"])).prop_map(|(length, of)| Value::from(of.repeat(length)));
             let odd = "(a|b|/|\\\\|\\?|#|%|\\.|\\.\\.|\u{0}|\u{1f}|\u{7f}|\u{85}|\u{9f}|\u{a0}|\u{2028}|ü|\n| ){0,14}";
-            prop_oneof![2 => long, 2 => odd.prop_map(Value::from), 1 => any::<String>().prop_map(Value::from), 3 => "[a-z0-9]{10,20}".prop_map(Value::from)].boxed()
+            prop_oneof![2 => long, 2 => odd.prop_map(Value::from), 1 => any::<String>().prop_map(Value::from), 3 => "[a-z0-9]{10,20}".prop_map(Value::from), 1 => any::<i64>().prop_map(Value::from)].boxed()
         }
         ("integer", _) => {
             let (min, max) = (number("minimum").unwrap_or(0), number("maximum").unwrap_or(args::MAX_SAFE_INTEGER));
@@ -113,11 +113,29 @@ fn near(rule: &Value) -> BoxedStrategy<Value> {
                 json!(9_007_199_254_740_993_u64),
                 json!(1.8446744073709552e19),
             ];
-            prop_oneof![select(edges), (min..=max).prop_map(Value::from), (0u64..200).prop_map(Value::from)].boxed()
+            let texts = prop_oneof![
+                any::<i64>().prop_map(|number| number.to_string()),
+                (0u64..1_100).prop_map(|number| number.to_string()),
+                "[-+ ]?0?[0-9]{1,3}(\\.0)?(e1)?",
+            ];
+            prop_oneof![
+                select(edges),
+                (min..=max).prop_map(Value::from),
+                (0u64..200).prop_map(Value::from),
+                texts.prop_map(Value::from),
+            ]
+            .boxed()
         }
-        ("boolean", _) => any::<bool>().prop_map(Value::from).boxed(),
+        ("boolean", _) => {
+            prop_oneof![any::<bool>().prop_map(Value::from), "([tT]rue|FALSE|fals|1|yes|)".prop_map(Value::from)]
+                .boxed()
+        }
         _ => {
-            vec((".{0,6}", any_value()), 0..4).prop_map(|entries| Value::Object(entries.into_iter().collect())).boxed()
+            let object = vec((".{0,6}", any_value()), 0..4)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect()))
+                .boxed();
+            let texts = prop_oneof![object.clone(), any_value()].prop_map(|value| value.to_string().into());
+            prop_oneof![2 => object, 1 => texts].boxed()
         }
     };
     prop_oneof![4 => own, 1 => any_value()].boxed()
@@ -148,13 +166,34 @@ fn arguments() -> impl Strategy<Value = (&'static Judged, JsonObject)> {
     })
 }
 
-/// What is refused beyond the schema, and what is let through beyond it: `.` and `..` as path segments, and `null` for absent.
+/// What is refused beyond the schema, and what is let through beyond it: `.` and `..` as path segments, `null` for absent, and values in
+/// the form of another type that can mean one thing only.
 fn as_the_schema_sees_it(judged: &Judged, arguments: &JsonObject) -> JsonObject {
     let mut arguments = arguments.clone();
     arguments.retain(|name, value| {
         let known = judged.fields.iter().any(|(known, _)| known == name);
         !(value.is_null() && known && !judged.required.contains(name))
     });
+    for (name, rule) in &judged.fields {
+        let Some(value) = arguments.get_mut(name) else { continue };
+        let meant = match (rule["type"].as_str().unwrap(), &*value) {
+            ("integer", Value::String(text)) => {
+                let number = text.parse::<i128>().ok().filter(|number| number.to_string() == *text);
+                number.and_then(|number| {
+                    u64::try_from(number).map(Value::from).or_else(|_| i64::try_from(number).map(Value::from)).ok()
+                })
+            }
+            ("boolean", Value::String(text)) => text.to_lowercase().parse::<bool>().ok().map(Value::from),
+            ("object", Value::String(text)) => serde_json::from_str(text).ok().filter(Value::is_object),
+            ("string", Value::Number(number)) if rule.get("pattern").is_some() && !number.is_f64() => {
+                Some(number.to_string().into())
+            }
+            _ => None,
+        };
+        if let Some(meant) = meant {
+            *value = meant;
+        }
+    }
     for (name, rule) in &judged.fields {
         if let Some(value) = arguments.get_mut(name)
             && rule.get("pattern").is_some()
