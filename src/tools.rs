@@ -20,6 +20,7 @@ mod plain;
 #[cfg(test)]
 mod properties;
 mod tickets;
+mod unfit;
 mod unserved;
 mod users;
 
@@ -463,21 +464,19 @@ impl ServerHandler for ToolServer {
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
         // Known methods arrive here when their parameters have the wrong shape.
-        let (operation, error) = match request.method.as_str() {
-            method @ ("tools/call" | "tools/list" | "server/discover") => {
-                let operation = match method {
-                    "tools/call" => Operation::CallUnknownTool,
-                    "tools/list" => Operation::ListTools,
-                    _ => Operation::Discover,
-                };
-                let message = format!("the parameters of `{method}` do not have the shape that it takes");
-                (operation, ErrorData::invalid_params(message, None))
-            }
-            _ => {
-                let error = ErrorData::new(RpcErrorCode::METHOD_NOT_FOUND, "this server has no such method", None);
-                (Operation::Other, error)
-            }
+        let operation = match request.method.as_str() {
+            "tools/call" => Some(Operation::CallUnknownTool),
+            "tools/list" => Some(Operation::ListTools),
+            "server/discover" => Some(Operation::Discover),
+            // 2026-07-28 has no such method.
+            "initialize" if !is_modern(context.protocol_version().as_ref()) => Some(Operation::Initialize),
+            _ => None,
         };
+        let error = match operation {
+            Some(_) => ErrorData::invalid_params(unfit::unfit(&request.method, request.params.as_ref()), None),
+            None => ErrorData::new(RpcErrorCode::METHOD_NOT_FOUND, "this server has no such method", None),
+        };
+        let operation = operation.unwrap_or(Operation::Other);
         self.answered(operation, context.protocol_version(), &context, || Err(error))
     }
 
