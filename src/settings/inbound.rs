@@ -231,9 +231,9 @@ pub(super) fn inbound(
             inbound.public_url,
         ));
     }
-    let public_host = inbound.public_url.host_str().unwrap_or_default();
+    let public_host = parse::without_final_dot(inbound.public_url.host_str().unwrap_or_default());
     if let Some(hosts) = allowed_hosts
-        && !hosts.iter().any(|host| host == public_host || host.starts_with(&format!("{public_host}:")))
+        && !hosts.iter().any(|host| *host == public_host || host.starts_with(&format!("{public_host}:")))
     {
         reader.warn(format!(
             "PUBLIC_URL is on `{public_host}`, which ALLOWED_HOSTS does not list: requests that keep that name as their Host \

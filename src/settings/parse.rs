@@ -248,10 +248,18 @@ pub(super) fn allowed_host(value: &str) -> Result<String, String> {
     if value == "*" {
         return Ok(value.to_owned());
     }
-    let value = value.to_ascii_lowercase();
+    let value = without_final_dot(&value.to_ascii_lowercase());
     host_and_port(&value).ok_or_else(|| {
         "is not a host; expected `host`, `host:port`, `[IPv6]` or `[IPv6]:port`, or `*` alone".to_owned()
     })
+}
+
+/// `host.` and `host.:port` without the dot, which only says that the name is complete.
+pub(super) fn without_final_dot(value: &str) -> String {
+    match value.split_once(".:") {
+        Some((name, port)) => format!("{name}:{port}"),
+        None => value.strip_suffix('.').unwrap_or(value).to_owned(),
+    }
 }
 
 pub(super) fn allowed_origin(value: &str) -> Result<String, String> {

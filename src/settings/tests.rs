@@ -132,6 +132,12 @@ fn every_good_value_is_understood() {
             hosts,
             "mcp.example.com mcp_server:8000 10.0.0.1:80",
         ),
+        (
+            "ALLOWED_HOSTS",
+            "mcp.default.svc.cluster.local.,mcp.:8000,127.0.0.1.",
+            hosts,
+            "mcp.default.svc.cluster.local mcp:8000 127.0.0.1",
+        ),
         ("ALLOWED_HOSTS", "::1,[0:0::1]:8000,[FE80::1]", hosts, "[::1] [::1]:8000 [fe80::1]"),
         (
             "ALLOWED_ORIGINS",
@@ -251,6 +257,8 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
                 "[::1]8000",
                 "[nope]",
                 "a..b",
+                "a..",
+                ".",
                 "300.1.1.1",
                 "ü.example",
             ],
