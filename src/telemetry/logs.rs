@@ -187,16 +187,16 @@ fn readable_lament(lines: u64) -> String {
     )
 }
 
-/// What libraries may say at most. rmcp prints whole arguments and results at DEBUG and lets any client cause warnings; the
-/// Azure SDK repeats at INFO each failed exchange that `identity` reports; its and hyper's lower levels print requests. ANDed
+/// What libraries may say at most. rmcp prints whole arguments, results and headers, lets any client cause warnings and has an ERROR for
+/// each client that leaves: what matters of that, `web` and `tools` say themselves, in short lines. The Azure SDK repeats at INFO each failed exchange that `identity` reports; its and hyper's lower levels print requests. ANDed
 /// with `LOG_LEVEL`, so no directive can lift it.
 fn fit_to_print(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let cap = if target.starts_with("mcp_server") {
         return true;
-    } else if target.starts_with("rmcp::service") {
-        LevelFilter::ERROR
-    } else if target.starts_with("rmcp") || target.starts_with("typespec_client_core") {
+    } else if target.starts_with("rmcp") {
+        LevelFilter::OFF
+    } else if target.starts_with("typespec_client_core") {
         LevelFilter::WARN
     } else {
         LevelFilter::INFO
@@ -354,7 +354,8 @@ pub(super) mod tests {
     fn libraries_cannot_print_arguments() {
         let lines = lines_of(|| {
             tracing::debug!(target: "rmcp::handler", "arguments");
-            tracing::warn!(target: "rmcp::service", "response error");
+            tracing::warn!(target: "rmcp::transport::streamable_http_server::tower", "a header");
+            tracing::error!(target: "rmcp::service", "failed to send pending response during drain");
             tracing::info!(target: "typespec_client_core::http", "failed response");
             tracing::debug!(target: "hyper::proto", "headers");
             tracing::debug!(target: "mcp_server::tools", "ours");
