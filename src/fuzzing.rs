@@ -130,10 +130,11 @@ pub fn json_rpc(bytes: &[u8]) {
     }
     let answer: Value = serde_json::from_slice(body).unwrap_or_else(|error| panic!("{error}: {body:?}"));
     let text = answer["result"]["content"][0]["text"].as_str();
+    assert_eq!(answer["jsonrpc"], "2.0", "{answer}");
     if answer["result"]["isError"] == true {
         assert_well_formed(text.unwrap_or_default());
-    } else if answer.get("jsonrpc").is_none() {
-        assert_well_formed(&String::from_utf8_lossy(body));
+    } else if status.is_client_error() {
+        web::fuzzing::assert_wrapped(body);
     }
 }
 

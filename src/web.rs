@@ -9,6 +9,7 @@ mod guard;
 pub mod health;
 pub mod healthcheck;
 mod listener;
+mod message;
 mod plain;
 mod problem;
 #[cfg(test)]
@@ -29,18 +30,22 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ipnet::IpNet;
+use rmcp::model::InitializeRequestParams;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, error};
 
 use guard::Presented;
+use message::Message;
+use plain::Refused;
 
 pub use guard::Guard;
 pub use health::Health;
@@ -49,7 +54,7 @@ pub use listener::{Lane, Limits, Listener};
 use crate::auth::{Caller, Refusal, StepUp};
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
-use crate::telemetry::metrics::{Metrics, Shed};
+use crate::telemetry::metrics::{Metrics, PROTOCOL_VERSIONS, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
 use crate::tools::{ToolServer, Written};
 use rate::RateLimit;
@@ -80,7 +85,8 @@ struct Endpoint {
     tools: ToolServer,
     /// For everything else.
     mcp: StreamableHttpService<ToolServer, NeverSessionManager>,
-    hosts: plain::Hosts,
+    /// The hosts and pages that requests may name.
+    allowed: plain::Allowed,
     /// `None` lets everybody in.
     guard: Option<Arc<Guard>>,
     metrics: Arc<Metrics>,
@@ -105,7 +111,7 @@ impl Web {
         let endpoint = Arc::new(Endpoint {
             tools: tools.clone(),
             mcp: StreamableHttpService::new(move || Ok(tools.clone()), Arc::default(), transport(settings)),
-            hosts: plain::Hosts::new(settings.allowed_hosts.as_deref()),
+            allowed: plain::Allowed::new(settings),
             guard: guard.clone(),
             metrics: Arc::clone(&metrics),
             rate_limit: RateLimit::new(&settings.rate_limit),
@@ -137,7 +143,7 @@ impl Web {
             .route("/metrics", get(print_metrics))
             .method_not_allowed_fallback(problem::method_not_allowed)
             .with_state(Arc::clone(&metrics))
-            .fallback(problem::not_found);
+            .fallback(problem::not_on_the_management_port);
         let trusted_proxies = settings.trusted_proxies.clone();
         Self { main, management, health, metrics, is_guarded: guard.is_some(), trusted_proxies }
     }
@@ -151,6 +157,7 @@ impl Web {
         let address = forwarded::client_address(peer, request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(Caller::unauthenticated(address));
         let has_too_large_a_head = has_too_large_a_head(&request);
+        let is_mcp = lane != Lane::Management && matches!(request.uri().path(), "/mcp" | "/mcp/");
         let presented = Presented::take(request.headers_mut());
         if self.is_guarded && lane == Lane::Main {
             request.extensions_mut().insert(presented);
@@ -172,7 +179,7 @@ impl Web {
                 }
             }
         };
-        problem::speak_plainly(&mut response, &trace).await;
+        problem::speak_plainly(&mut response, &trace, is_mcp).await;
         response.headers_mut().insert(TRACEPARENT, trace.context().header());
         if lane == Lane::HealthOnly || self.health.is_draining() {
             // Makes room, or moves keep-alive clients over to the replicas that stay.
@@ -220,31 +227,15 @@ fn is_ambiguous(request: &Request) -> Option<&'static str> {
     None
 }
 
-/// How rmcp serves: without MCP sessions, so that any replica answers any request, and as plain JSON unless a tool streams.
+/// How rmcp serves: without MCP sessions, so that any replica answers any request, and as plain JSON unless a tool streams. Hosts and
+/// origins are judged before (`web::plain`).
 fn transport(settings: &WebSettings) -> StreamableHttpServerConfig {
-    let origins = settings.allowed_origins.iter().map(|origin| with_port(origin));
-    let config = StreamableHttpServerConfig::default()
+    StreamableHttpServerConfig::default()
         .with_legacy_session_mode(false)
         .with_json_response(true)
-        .with_allowed_origins(origins)
-        .enforce_origin_validation()
-        .with_max_request_body_bytes(settings.max_request_bytes);
-    match &settings.allowed_hosts {
-        Some(hosts) => config.with_allowed_hosts(hosts.iter().cloned()),
-        None => config.disable_allowed_hosts(),
-    }
-}
-
-/// Browsers leave the default port out of an origin; rmcp would take an entry without a port for any port.
-fn with_port(origin: &str) -> String {
-    let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-    match origin {
-        _ if has_port => origin.to_owned(),
-        _ if origin.starts_with("https://") => format!("{origin}:443"),
-        _ if origin.starts_with("http://") => format!("{origin}:80"),
-        _ => origin.to_owned(),
-    }
+        .disable_allowed_hosts()
+        .disable_allowed_origins()
+        .with_max_request_body_bytes(settings.max_request_bytes)
 }
 
 /// Lets the pages of these origins call the endpoint. Without origins there is no CORS at all.
@@ -279,12 +270,15 @@ async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Reques
     let trace = request.extensions().get::<RequestTrace>().cloned();
     let response = serve_mcp(&endpoint, request).await;
     if let Some(problem) = step_up.demanded() {
-        return guard.step_up(problem);
+        return problem::in_place_of(&response, guard.step_up(problem));
     }
     // Which tool is called, and so what the caller needs, is known once the body has been read: the tools find out, and rmcp has
     // no word for it.
     match caller.lacked() {
-        Some(lacked) => guard.refuse(Refusal::ToolPermission(lacked), &caller, trace.as_ref()),
+        Some(lacked) => {
+            let refused = guard.refuse(Refusal::ToolPermission(lacked), &caller, trace.as_ref());
+            problem::in_place_of(&response, refused)
+        }
         None => response,
     }
 }
@@ -346,40 +340,90 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
     }
 }
 
-/// A plain call takes the short way to its tool; every other message is rmcp's. Whatever the answer is, the body has been read, and the
-/// connection is free for the next request.
+/// Reads the body and answers its message. Whatever the answer is, the body has been read, and the connection is free for the next
+/// request.
 async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, endpoint.max_request_bytes).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return problem::body_too_large(),
-        Err(_) => return problem::broken_off(),
-    };
-    let Ok(_memory) = endpoint.tools.memory().lease_parsing(&body) else {
-        endpoint.metrics.shed(Shed::Memory);
-        return problem::overloaded("The server has no memory left for a message of this size and shape.");
-    };
-    let head = plain::head(&parts.headers, &endpoint.hosts);
-    match head.and_then(|head| endpoint.tools.plain_call(head, &body, &parts.extensions)) {
-        Some(call) => {
-            ([(header::CONTENT_TYPE, problem::JSON)], Body::new(endpoint.tools.answer(call).await)).into_response()
-        }
-        None => by_rmcp(endpoint, Request::from_parts(parts, body.into())).await,
+    match Limited::new(body, endpoint.max_request_bytes).collect().await {
+        Ok(body) => answer_message(endpoint, parts, body.to_bytes()).await,
+        Err(error) if error.is::<LengthLimitError>() => problem::body_too_large(),
+        Err(_) => problem::broken_off(),
     }
 }
 
-/// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them. What a tool has written takes the place of
-/// rmcp's response.
-fn by_rmcp(endpoint: &Endpoint, mut request: Request) -> BoxFuture<'_, Response> {
-    let written = Written::default();
-    request.extensions_mut().insert(written.clone());
+/// A plain call takes the short way to its tool; every other message is read for what is wrong with it, and is then rmcp's.
+async fn answer_message(endpoint: &Endpoint, parts: Parts, body: Bytes) -> Response {
+    let Ok(_memory) = endpoint.tools.memory().lease_parsing(&body) else {
+        endpoint.metrics.shed(Shed::Memory);
+        let full = problem::overloaded("The server has no memory left for a message of this size and shape.");
+        return problem::to_request(full, Message::read(&body).ok().and_then(|message| message.id));
+    };
+    let refused = match plain::head(&parts.headers, &endpoint.allowed) {
+        Ok(head) => match head.and_then(|head| endpoint.tools.plain_call(head, &body, &parts.extensions)) {
+            Some(call) => {
+                let answer = Body::new(endpoint.tools.answer(call).await);
+                return ([(header::CONTENT_TYPE, problem::JSON)], answer).into_response();
+            }
+            None => None,
+        },
+        Err(refused) => Some(refused),
+    };
+    answer_any(endpoint, parts, body, refused).await
+}
+
+/// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them.
+fn answer_any(endpoint: &Endpoint, parts: Parts, body: Bytes, refused: Option<Refused>) -> BoxFuture<'_, Response> {
     Box::pin(async move {
-        let response = endpoint.mcp.handle(request).await.map(Body::new);
-        match written.response() {
-            Some(written) if response.status() == StatusCode::OK => response.map(|_| Body::new(written)),
-            _ => response,
-        }
+        let body = message::repaired(body);
+        let (id, response) = match (Message::read(&body), refused) {
+            (Ok(message), None) => {
+                let response = by_rmcp(endpoint, parts, body.clone(), &message).await;
+                (message.id, response)
+            }
+            (Ok(message), Some(refused)) => (message.id, refused.response()),
+            (Err(unreadable), Some(refused)) => (unreadable.id, refused.response()),
+            (Err(unreadable), None) => (unreadable.id.clone(), unreadable.response()),
+        };
+        problem::to_request(response, id)
     })
+}
+
+/// Serves a message whose envelope and head are right. What a tool has written takes the place of rmcp's response.
+async fn by_rmcp(endpoint: &Endpoint, mut parts: Parts, body: Bytes, message: &Message<'_>) -> Response {
+    if message.method == "initialize" {
+        // Its body says which revision the client wants; clients that remember another one send that in the header. Where rmcp cannot
+        // decode it, it is a request like any other.
+        if !message.has_protocol_version() || message.params_are::<InitializeRequestParams>() {
+            parts.headers.remove(MCP_PROTOCOL_VERSION);
+        }
+    } else if !names_a_served_revision(&parts.headers) && !message.has_protocol_version() {
+        return problem::unserved_revision();
+    }
+    // rmcp wants to see both, whatever the client accepts.
+    parts.headers.insert(header::ACCEPT, plain::ACCEPT);
+    let written = Written::default();
+    parts.extensions.insert(written.clone());
+    let response = endpoint.mcp.handle(Request::from_parts(parts, Body::from(body))).await.map(Body::new);
+    match (response.status(), written.response()) {
+        (StatusCode::OK, Some(written)) => response.map(|_| Body::new(written)),
+        // How rmcp says that it cannot decode a message.
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, _) => {
+            message.undecodable(&problem::text_of(response.into_body()).await).response()
+        }
+        (StatusCode::OK | StatusCode::NOT_FOUND, _) if !message.is_served() => message.in_a_sentence(response).await,
+        (status, _) if status.is_server_error() => {
+            let text = problem::text_of(response.into_body()).await;
+            error!("rmcp failed with {status}: {}", text.chars().take(200).collect::<String>().escape_debug());
+            problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal())
+        }
+        _ => response,
+    }
+}
+
+/// Without the header, a request is one of 2025-03-26.
+fn names_a_served_revision(headers: &HeaderMap) -> bool {
+    let Some(version) = headers.get(MCP_PROTOCOL_VERSION) else { return true };
+    PROTOCOL_VERSIONS.iter().any(|served| *version == **served)
 }
 
 /// `GET /.well-known/oauth-protected-resource…`: where callers get their tokens. Asked without one.
@@ -416,24 +460,5 @@ async fn print_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
     match tokio::task::spawn_blocking(move || metrics.encode()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         _ => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn origins_get_the_port_that_browsers_leave_out() {
-        for (origin, expected) in [
-            ("https://app.example.com", "https://app.example.com:443"),
-            ("http://localhost", "http://localhost:80"),
-            ("http://localhost:6274", "http://localhost:6274"),
-            ("http://[::1]", "http://[::1]:80"),
-            ("http://[::1]:6274", "http://[::1]:6274"),
-            ("vscode-webview://id", "vscode-webview://id"),
-        ] {
-            assert_eq!(with_port(origin), expected);
-        }
     }
 }

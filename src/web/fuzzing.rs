@@ -44,14 +44,35 @@ pub(crate) async fn ask(web: &Web, request: http::Request<Vec<u8>>) -> http::Res
     http::Response::from_parts(head, body)
 }
 
-/// One request, once as it is and once with an `Accept` header that says the same in more words: for rmcp to read, whatever the
-/// request is. The answers have to be the same.
+/// Holds the body of an error of `/mcp`: JSON-RPC's own, or one of HTTP with the error object in it.
+#[allow(clippy::panic, reason = "a target fails by panicking")]
+pub(crate) fn assert_wrapped(body: &[u8]) {
+    #[derive(serde::Deserialize)]
+    struct Failure<'a> {
+        #[serde(borrow)]
+        error: Error<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Error<'a> {
+        code: i32,
+        message: String,
+        #[serde(borrow)]
+        data: Option<&'a serde_json::value::RawValue>,
+    }
+    let Ok(Failure { error }) = serde_json::from_slice(body) else { panic!("no error: {body:?}") };
+    assert!(error.message.chars().any(char::is_alphanumeric), "{}", error.message);
+    if error.code > 0 {
+        crate::problem::check::assert_well_formed(error.data.map_or("", serde_json::value::RawValue::get));
+    }
+}
+
+/// One request, once as it is and once with a header that says nothing here and leaves the message to rmcp, whatever it is. The answers
+/// have to be the same.
 #[allow(clippy::panic, reason = "a target fails by panicking")]
 pub(crate) async fn ask_both_ways(web: &Web, request: http::Request<Vec<u8>>) -> http::Response<Bytes> {
-    let mut in_more_words = request.clone();
-    let accept = HeaderValue::from_static("application/json;q=1, text/event-stream");
-    in_more_words.headers_mut().insert(header::ACCEPT, accept);
-    let (answer, by_rmcp) = (ask(web, request.clone()).await, ask(web, in_more_words).await);
+    let mut for_rmcp = request.clone();
+    for_rmcp.headers_mut().insert("mcp-param-none", HeaderValue::from_static("none"));
+    let (answer, by_rmcp) = (ask(web, request.clone()).await, ask(web, for_rmcp).await);
     let same =
         answer.status() == by_rmcp.status() && answer.headers() == by_rmcp.headers() && answer.body() == by_rmcp.body();
     assert!(same, "two answers to {request:?}:\n{answer:?}\n{by_rmcp:?}");

@@ -1,7 +1,5 @@
-//! Our HTTP errors: the error object of contract §5 as a body, whoever made the error.
-//!
-//! rmcp answers malformed requests with bare text and, for JSON that it cannot read, with a 415; [`speak_plainly`] puts the
-//! right words in their place.
+//! Our HTTP errors: the error object as a body, whoever made the error. On `/mcp` it is the `data` of a JSON-RPC error, whose code is the
+//! HTTP status: of other bodies, several official clients show nothing.
 
 use std::time::Duration;
 
@@ -9,8 +7,12 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::BodyExt as _;
+use serde::Serialize;
+use serde_json::value::RawValue;
 
+use super::message::Id;
 use crate::problem::{ErrorCode, Problem};
+use crate::telemetry::metrics::PROTOCOL_VERSIONS;
 use crate::telemetry::trace::RequestTrace;
 
 /// rmcp's own error texts are shorter than this.
@@ -34,6 +36,84 @@ pub(super) fn response(status: StatusCode, mut problem: Problem) -> Response {
 /// A problem that still has to become the body of its response.
 #[derive(Clone)]
 struct Unsaid(Problem);
+
+/// The `id` of the request that a response is for.
+#[derive(Clone)]
+struct To(Id);
+
+/// Notes whom a response is for, in case that it is an error.
+pub(super) fn to_request(mut response: Response, id: Option<Id>) -> Response {
+    if let Some(id) = id {
+        response.extensions_mut().insert(To(id));
+    }
+    response
+}
+
+/// The second response, for the request that the first one answers.
+pub(super) fn in_place_of(first: &Response, second: Response) -> Response {
+    to_request(second, first.extensions().get().map(|To(id)| id.clone()))
+}
+
+/// The body of a JSON-RPC error.
+pub(super) fn json_rpc_error(id: Option<&RawValue>, code: i32, message: &str, data: Option<&Problem>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Failure<'a> {
+        jsonrpc: &'static str,
+        id: Option<&'a RawValue>,
+        error: Error<'a>,
+    }
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: i32,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<&'a Problem>,
+    }
+    let failure = Failure { jsonrpc: "2.0", id, error: Error { code, message, data } };
+    serde_json::to_vec(&failure).unwrap_or_default()
+}
+
+fn refusal(status: StatusCode, message: impl Into<String>) -> Response {
+    response(status, Problem::new(ErrorCode::ValidationError, message))
+}
+
+/// `Host` has to name one host (RFC 9112 section 3.2).
+pub(super) fn malformed_host() -> Response {
+    refusal(StatusCode::BAD_REQUEST, "The `Host` header is missing or names no host: send `host` or `host:port`.")
+}
+
+/// A name under which this server is not known.
+pub(super) fn foreign_host() -> Response {
+    let message = "This server does not answer to this `Host`. Its operators can add the host name to ALLOWED_HOSTS.";
+    refusal(StatusCode::FORBIDDEN, message)
+}
+
+/// A page in a browser that may not call this server.
+pub(super) fn foreign_origin() -> Response {
+    let message = "Pages of this origin may not call this server. Its operators can add the origin to ALLOWED_ORIGINS.";
+    refusal(StatusCode::FORBIDDEN, message)
+}
+
+/// The client takes no JSON.
+pub(super) fn not_acceptable() -> Response {
+    let message = "The answers of this server are JSON, which the `Accept` header excludes: send \
+                   `Accept: application/json, text/event-stream`, or no such header.";
+    refusal(StatusCode::NOT_ACCEPTABLE, message)
+}
+
+/// The body says that it is no JSON.
+pub(super) fn not_json() -> Response {
+    refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "MCP messages are JSON: send `Content-Type: application/json`.")
+}
+
+/// A revision of the protocol that is unknown, or not spoken here.
+pub(super) fn unserved_revision() -> Response {
+    let message = format!(
+        "The `MCP-Protocol-Version` header names no revision that this server speaks: {}.",
+        PROTOCOL_VERSIONS.join(", ")
+    );
+    refusal(StatusCode::BAD_REQUEST, message)
+}
 
 /// Two readers could take the request for two different ones, and what follows on its connection as well: nothing more is read there.
 pub(super) fn ambiguous(message: &str) -> Response {
@@ -94,104 +174,89 @@ fn wait_longer(wait: Duration, message: &str) -> Response {
 
 /// Any path that has no route.
 pub(super) async fn not_found(uri: Uri) -> Response {
-    let mut problem = Problem::new(
-        ErrorCode::ValidationError,
-        "There is nothing at this path. MCP is served at /mcp, health at /health/live and /health/ready.",
-    );
+    nothing_at(
+        &uri,
+        match uri.path() {
+            "/metrics" => {
+                "Metrics are not served on this port, but on the management port (METRICS_PORT, 9090 by default)."
+            }
+            _ => "There is nothing at this path. MCP is served at /mcp, health at /health/live and /health/ready.",
+        },
+    )
+}
+
+/// The same on the management port.
+pub(super) async fn not_on_the_management_port(uri: Uri) -> Response {
+    let message = "This is the management port, which serves /metrics alone. MCP and health have the main port (PORT, 8000 by default).";
+    nothing_at(&uri, message)
+}
+
+fn nothing_at(uri: &Uri, message: &str) -> Response {
+    let mut problem = Problem::new(ErrorCode::ValidationError, message);
     // The path may hold anything and is cut: the answer must not grow with the question.
     problem.details.path = Some(uri.path().chars().take(256).collect());
     response(StatusCode::NOT_FOUND, problem)
 }
 
 /// A route that exists, asked with a method that it does not take. axum adds `Allow`.
-pub(super) async fn method_not_allowed(method: Method) -> Response {
-    let message = if method == Method::GET || method == Method::DELETE {
-        "This method is not allowed here. /mcp takes POST only: this server keeps no sessions and opens no streams by itself."
-    } else {
-        "This method is not allowed here; see the `Allow` header."
-    };
-    response(StatusCode::METHOD_NOT_ALLOWED, Problem::new(ErrorCode::ValidationError, message))
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Response {
+    refusal(
+        StatusCode::METHOD_NOT_ALLOWED,
+        match uri.path() {
+            "/" => "This address only says what this server is, to GET. MCP is served at /mcp: send the message there.",
+            "/mcp" | "/mcp/" if method == Method::GET || method == Method::DELETE => {
+                "This method is not allowed here. /mcp takes POST only: this server keeps no sessions and opens no streams by itself."
+            }
+            "/mcp" | "/mcp/" => "This method is not allowed here: /mcp takes POST only.",
+            _ => "This method is not allowed here: this address takes GET only.",
+        },
+    )
 }
 
-/// Gives every error a JSON body: ours, or a JSON-RPC error where a message could not be read. Successes pass untouched.
-pub(super) async fn speak_plainly(response: &mut Response, trace: &RequestTrace) {
+/// Gives every error a JSON body. Successes, and what is JSON already, pass untouched.
+pub(super) async fn speak_plainly(response: &mut Response, trace: &RequestTrace, is_mcp: bool) {
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {
         return;
     }
-    let (status, body) = match response.extensions_mut().remove::<Unsaid>() {
-        Some(Unsaid(problem)) => (status, problem.traced(trace.context().trace_id()).to_json()),
+    let problem = match response.extensions_mut().remove::<Unsaid>() {
+        Some(Unsaid(problem)) => problem,
         None if is_json(response.headers()) => return,
         None => {
-            let text = text_of(std::mem::take(response.body_mut())).await;
-            match unreadable_message(status, &text) {
-                Some(error) => (StatusCode::BAD_REQUEST, error.to_owned()),
-                None => {
-                    let (status, mut problem) = in_our_words(status, &text);
-                    problem.details.status_code = Some(status.as_u16());
-                    (status, problem.traced(trace.context().trace_id()).to_json())
-                }
-            }
+            let mut problem = if status.is_client_error() {
+                Problem::new(ErrorCode::ValidationError, INCOMPLETE)
+            } else {
+                Problem::internal()
+            };
+            problem.details.status_code = Some(status.as_u16());
+            problem
         }
     };
-    *response.status_mut() = status;
+    let problem = problem.traced(trace.context().trace_id());
+    let body = if is_mcp {
+        let id = response.extensions_mut().remove::<To>();
+        let id = id.as_ref().map(|To(id)| &**id);
+        Body::from(json_rpc_error(id, status.as_u16().into(), &problem.message, Some(&problem)))
+    } else {
+        Body::from(problem.to_json())
+    };
     if status == StatusCode::PAYLOAD_TOO_LARGE {
         // The rest of it is not read, so that no other request can come after it.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.headers_mut().remove(header::CONTENT_LENGTH);
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    *response.body_mut() = Body::from(body);
+    *response.body_mut() = body;
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"))
 }
 
-async fn text_of(body: Body) -> String {
+/// rmcp's text for an error.
+pub(super) async fn text_of(body: Body) -> String {
     match http_body_util::Limited::new(body, LONGEST_TEXT).collect().await {
         Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).into_owned(),
         Err(_) => String::new(),
     }
-}
-
-/// The JSON-RPC error for a body that rmcp could not decode, which it reports as a 415. There is no request id to answer to.
-fn unreadable_message(status: StatusCode, text: &str) -> Option<&'static str> {
-    if status != StatusCode::UNSUPPORTED_MEDIA_TYPE || !text.starts_with("fail to deserialize request body") {
-        return None;
-    }
-    // serde's text for JSON that is no JSON-RPC message; everything else is no JSON.
-    Some(if text.ends_with("unrecognized JSON-RPC message") || text.contains("data did not match any variant") {
-        r#"{"jsonrpc":"2.0","error":{"code":-32600,"message":"Invalid Request: the body is JSON, but no single JSON-RPC 2.0 message (batches are not accepted)"}}"#
-    } else {
-        r#"{"jsonrpc":"2.0","error":{"code":-32700,"message":"Parse error: the body is not valid JSON in UTF-8, or nested too deeply"}}"#
-    })
-}
-
-/// rmcp's bare errors, in the contract's form.
-fn in_our_words(status: StatusCode, text: &str) -> (StatusCode, Problem) {
-    let (code, message) = match status {
-        StatusCode::FORBIDDEN if text.contains("Origin") => (
-            ErrorCode::ValidationError,
-            "Pages of this origin may not call this server. Its operators can add the origin to ALLOWED_ORIGINS.",
-        ),
-        StatusCode::FORBIDDEN => (
-            ErrorCode::ValidationError,
-            "This server does not answer to this `Host`. Its operators can add the host name to ALLOWED_HOSTS.",
-        ),
-        StatusCode::NOT_ACCEPTABLE => (
-            ErrorCode::ValidationError,
-            "The client has to accept both answers: send `Accept: application/json, text/event-stream`.",
-        ),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            (ErrorCode::ValidationError, "MCP messages are JSON: send `Content-Type: application/json`.")
-        }
-        StatusCode::BAD_REQUEST if text.contains("MCP-Protocol-Version") => (
-            ErrorCode::ValidationError,
-            "The `MCP-Protocol-Version` header names no revision that this server speaks: 2025-03-26, 2025-06-18, 2025-11-25, 2026-07-28.",
-        ),
-        status if status.is_client_error() => (ErrorCode::ValidationError, INCOMPLETE),
-        _ => return (status, Problem::internal()),
-    };
-    (status, Problem::new(code, message))
 }

@@ -116,8 +116,8 @@ proptest! {
     }
 
     #[test]
-    fn the_short_way_judges_no_head_otherwise_than_rmcp_does(
-        host in header_value("localhost", "(LOCALHOST|localhost:[0-9]{0,6}|mcp\\.example(:8443|:8444)?|evil\\.example|\\[::1\\]|localhost\\.|a@localhost|[!-~]{0,8})"),
+    fn a_head_is_judged_alike_whichever_way_its_message_takes(
+        host in header_value("localhost", "(LOCALHOST|localhost:[0-9]{0,6}|mcp\\.example(:8443|:8444)?|evil\\.example|\\[::1\\](evil|:1)?|localhost\\.(:1)?|a@localhost|[!-~]{0,8})"),
         content_type in header_value("application/json", "(Application/JSON ?; ?charset=utf-8|application/jsonp|text/plain|;application/json|[ -~]{0,12})"),
         accept in header_value("application/json, text/event-stream", "(text/event-stream ?,APPLICATION/json|application/json|\\*/\\*|application/json;q=0,text/event-stream|\"application/json,text/event-stream\"|[ -~]{0,30})"),
         version in header_value("2025-11-25", "(2025-06-18|2025-03-26|2024-11-05|2025-11-26|[ -~]{0,10})"),
@@ -146,50 +146,79 @@ proptest! {
         };
         // Settings let no host through that is none, such as one that begins like punycode and goes on otherwise.
         let Ok(url) = Url::parse(&origin) else { return Ok(()) };
-        let with = with_port(&origin);
+        let with = plain::with_port(&origin);
         let known = port.or_else(|| url.port_or_known_default()).unwrap();
         prop_assert_eq!(&with, &format!("{scheme}://{host}:{known}"));
-        prop_assert_eq!(with_port(&with), with);
+        prop_assert_eq!(plain::with_port(&with), with);
     }
 
     #[test]
     fn any_text_in_an_origins_place_is_left_as_it_is_or_only_grows(origin in "(https?://|vscode-webview://)?.{0,20}") {
-        let with = with_port(&origin);
+        let with = plain::with_port(&origin);
         prop_assert!([origin.clone(), format!("{origin}:80"), format!("{origin}:443")].contains(&with), "{}", with);
-        prop_assert_eq!(with_port(&with), with);
+        prop_assert_eq!(plain::with_port(&with), with);
     }
 
     #[test]
-    fn every_http_error_has_an_error_object_or_a_json_rpc_error_for_a_body(
+    fn every_http_error_has_an_error_object_for_a_body_and_the_endpoint_has_it_in_a_json_rpc_error(
         status in 400u16..=599,
-        text in prop_oneof![
-            any::<String>(),
-            "(fail to deserialize request body|Forbidden: Origin|Bad Request: MCP-Protocol-Version).{0,30}( unrecognized JSON-RPC message)?",
-            (4_000usize..4_200).prop_map(|length| "x".repeat(length)),
-        ],
+        text in prop_oneof![any::<String>(), (4_000usize..4_200).prop_map(|length| "x".repeat(length))],
         kind in proptest::option::of("(text/plain|text/html|[a-z]{1,4})"),
+        is_mcp: bool,
+        id in proptest::option::of(prop_oneof![any::<i64>().prop_map(Value::from), any::<String>().prop_map(Value::from)]),
     ) {
         let mut response = Response::new(Body::from(text));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         if let Some(kind) = kind {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::try_from(kind).unwrap());
         }
+        let raw = id.as_ref().map(|id| serde_json::value::to_raw_value(id).unwrap());
+        let mut response = problem::to_request(response, raw);
         let trace = RequestTrace::new(&HeaderMap::new());
         let body = RUNTIME.with(|runtime| runtime.block_on(async {
-            problem::speak_plainly(&mut response, &trace).await;
+            problem::speak_plainly(&mut response, &trace, is_mcp).await;
             std::mem::take(response.body_mut()).collect().await.unwrap().to_bytes()
         }));
         prop_assert_eq!(&response.headers()[header::CONTENT_TYPE], "application/json");
         let body = str::from_utf8(&body).unwrap();
-        let read: Value = serde_json::from_str(body).unwrap();
-        if read.get("jsonrpc").is_some() {
-            prop_assert_eq!((response.status().as_u16(), status), (400, 415));
-            prop_assert!([-32_600, -32_700].contains(&read["error"]["code"].as_i64().unwrap()));
+        let mut read: Value = serde_json::from_str(body).unwrap();
+        if is_mcp {
+            prop_assert_eq!((&read["jsonrpc"], &read["id"]), (&"2.0".into(), &id.into()));
+            prop_assert_eq!(&read["error"]["code"], status);
+            fuzzing::assert_wrapped(body.as_bytes());
+            read = read["error"]["data"].take();
         } else {
             assert_well_formed(body);
-            prop_assert_eq!(read["details"]["status_code"].as_u64(), Some(response.status().as_u16().into()));
-            prop_assert_eq!(read["details"]["trace_id"].as_str(), Some(&*trace.context().trace_id().to_string()));
-            prop_assert_eq!(read["error"] == "INTERNAL_ERROR", response.status().is_server_error());
+        }
+        prop_assert_eq!(response.status().as_u16(), status);
+        prop_assert_eq!(read["details"]["status_code"].as_u64(), Some(status.into()));
+        prop_assert_eq!(read["details"]["trace_id"].as_str(), Some(&*trace.context().trace_id().to_string()));
+        prop_assert_eq!(read["error"] == "INTERNAL_ERROR", response.status().is_server_error());
+    }
+
+    /// The `url` crate has read hosts for browsers for years.
+    #[test]
+    fn a_host_is_admitted_as_the_name_that_a_url_would_have_or_refused(
+        host in "(localhost|LOCALHOST|mcp\\.example|\\[::1\\]|\\[[0-9a-f:]{1,9}\\]|[a-z0-9.-]{1,12}|[!-~]{0,8})",
+        dot in "\\.?", port in "(|:|:[0-9]{1,6}|:[!-~]{0,3})",
+    ) {
+        let settings = WebSettings {
+            allowed_hosts: Some(["localhost", "mcp.example:8443", "[::1]"].map(str::to_owned).to_vec()),
+            ..WebSettings::default()
+        };
+        let value = format!("{host}{dot}{port}");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_str(&value).unwrap());
+        headers.insert(header::CONTENT_TYPE, problem::JSON);
+        let judged = plain::head(&headers, &plain::Allowed::new(&settings));
+        if judged.is_ok() {
+            let url = Url::parse(&format!("http://{value}/mcp"));
+            prop_assert!(url.is_ok(), "{} is no host", value);
+            let url = url.unwrap();
+            let name = url.host_str().unwrap().trim_end_matches('.').to_owned();
+            prop_assert!(["localhost", "mcp.example", "[::1]"].contains(&&*name), "{} is {}", value, name);
+            prop_assert!(name != "mcp.example" || url.port() == Some(8443), "{}", value);
+            prop_assert_eq!(url.username(), "");
         }
     }
 
@@ -199,7 +228,7 @@ proptest! {
         let trace = RequestTrace::new(&HeaderMap::new());
         let body = RUNTIME.with(|runtime| runtime.block_on(async {
             let mut response = problem::not_found(uri).await;
-            problem::speak_plainly(&mut response, &trace).await;
+            problem::speak_plainly(&mut response, &trace, false).await;
             std::mem::take(response.body_mut()).collect().await.unwrap().to_bytes()
         }));
         prop_assert!(body.len() < 1_024);

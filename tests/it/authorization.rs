@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::callers::{METADATA_URL, PUBLIC_URL, inbound};
 use crate::support::calls::TOOLS;
 use crate::support::canaries;
-use crate::support::{Era, TestApp};
+use crate::support::{Era, TestApp, error_object};
 
 const OTHER_TENANT: &str = "00000000-1111-4222-8333-444444444444";
 const OTHER_APP: &str = "00000000-aaaa-4bbb-8ccc-dddddddddddd";
@@ -272,6 +272,7 @@ async fn hold(app: &TestApp, era: Era, name: &str, fields: &[String], expected: 
         HeadTooLarge => (431, None),
     };
     assert_eq!(status, right_status, "{context}");
+    let body = error_object(&body);
     assert_eq!(body["details"]["status_code"], right_status, "{context}");
     assert!(body["details"]["trace_id"].is_string() && body["error"].is_string(), "{context}");
     if expected == HeadTooLarge {
@@ -500,7 +501,11 @@ async fn each_role_sees_and_may_call_exactly_its_tools() {
                     continue;
                 }
                 assert_eq!((status.as_u16(), calls), (403, 0), "{context}");
-                assert_eq!(body["error"], "AUTHENTICATION_ERROR", "{context}");
+                assert_eq!(
+                    (&error_object(&body)["error"], &body["id"]),
+                    (&json!("AUTHENTICATION_ERROR"), &json!(7)),
+                    "{context}"
+                );
                 let parameters = parameters(challenge.unwrap().to_str().unwrap());
                 assert_eq!(parameters["error"], "insufficient_scope", "{context}");
                 assert_eq!(parameters["scope"], format!("{PUBLIC_URL}/{}", needs[tool]), "{context}");
@@ -686,6 +691,7 @@ async fn without_keys_callers_are_told_to_wait_and_the_server_is_not_ready() {
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"2".parse().unwrap()));
         assert!(answer.headers().get("www-authenticate").is_none());
         let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let body = error_object(&body);
         assert_eq!((&body["error"], &body["details"]["retryable"]), (&json!("SERVICE_ERROR"), &json!(true)));
         // Whoever has no token at all is told so: that needs no key.
         assert_eq!(app.send(era, "tools/list", json!({})).await.status(), 401);
@@ -732,6 +738,7 @@ async fn few_wait_for_keys_that_do_not_come_and_known_ones_need_not() {
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"2".parse().unwrap()));
         assert!(answer.headers().get("www-authenticate").is_none());
         let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let body = error_object(&body);
         assert_eq!((&body["error"], &body["details"]["retryable"]), (&json!("SERVICE_ERROR"), &json!(true)));
     }
     assert_eq!(app.send_as(&good, era, "tools/list", json!({})).await.status(), 200);

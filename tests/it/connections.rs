@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::{Era, TestApp, message, until};
+use crate::support::{Era, TestApp, error_object, message, until};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -167,6 +167,7 @@ async fn a_body_that_never_arrives_ends_as_a_timeout() {
     .await;
     let (status, _, body) = wire.answer().await;
     let error: Value = serde_json::from_str(&body).unwrap();
+    let error = error_object(&error);
     assert_eq!((status, &error["error"]), (504, &json!("TIMEOUT_ERROR")), "{error}");
     assert_eq!(error["details"]["trace_id"].as_str().map(str::len), Some(32), "{error}");
     wire.closed().await;
@@ -220,6 +221,7 @@ async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
     assert_eq!(status, 503, "{head}");
     assert!(head.contains("retry-after: 1") && head.contains("connection: close"), "{head}");
     let error: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {head} {body}"));
+    let error = error_object(&error);
     assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
     assert_eq!(error["details"]["status_code"], 503, "{error}");
     assert_eq!(error["details"]["retryable"], true, "{error}");

@@ -5,7 +5,7 @@ use mcp_server::demo::fault::FaultRule;
 use mcp_server::settings::RateLimitSettings;
 use serde_json::{Value, json};
 
-use crate::support::{Era, TestApp, until};
+use crate::support::{Era, TestApp, error_object, until};
 
 /// So few requests a second that none comes in during a test.
 const NONE_COMES_IN: f64 = 0.001;
@@ -38,6 +38,7 @@ async fn a_caller_over_its_limit_gets_429_with_the_wait_and_costs_the_backend_no
     let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((900..=1_000).contains(&wait), "{wait}");
     let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    let problem = error_object(&problem);
     assert_eq!(problem["error"], "SERVICE_ERROR");
     assert_eq!(
         problem["details"],
@@ -221,6 +222,7 @@ async fn a_flood_of_forged_tokens_is_not_checked_and_keeps_nobody_out_who_was_in
     assert!((900..=1_000).contains(&wait), "{wait}");
     assert!(refused.headers().get("www-authenticate").is_none(), "another token would not help");
     let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    let problem = error_object(&problem);
     assert_eq!((&problem["error"], &problem["details"]["retryable"]), (&json!("SERVICE_ERROR"), &json!(true)));
     // A new token waits like a bad one, for only a check could tell them apart; elsewhere it is good.
     let new = app.token(DemoCaller::Reader);

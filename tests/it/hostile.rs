@@ -102,9 +102,15 @@ fn code(body: &str) -> String {
     }
     match (&body["error"], &body["error"]["code"]) {
         (Value::String(code), _) => code.clone(),
+        // The HTTP status: an HTTP error, with the error object in it.
+        (error, Value::Number(code)) if code.as_u64().is_some() => code_of(&error["data"]),
         (_, Value::Number(code)) => code.to_string(),
         _ => "ok".to_owned(),
     }
+}
+
+fn code_of(object: &Value) -> String {
+    object["error"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Holds each row against the server: its answers, and how often the backend was asked.
@@ -329,8 +335,8 @@ async fn other_versions_targets_and_hosts_are_answered_as_http_1_1_or_not_at_all
         ("the same host twice", host("Host: localhost\r\nHost: localhost"), REFUSED, 0),
         ("a list of hosts", host("Host: localhost, evil.example"), REFUSED, 0),
         ("a host with a path", host("Host: localhost/evil"), REFUSED, 0),
-        ("a host behind a user", host("Host: localhost@evil.example"), FORBIDDEN, 0),
-        ("a host behind a user and a password", host("Host: localhost:80@evil.example"), FORBIDDEN, 0),
+        ("a host behind a user", host("Host: localhost@evil.example"), REFUSED, 0),
+        ("a host behind a user and a password", host("Host: localhost:80@evil.example"), REFUSED, 0),
         ("a host that begins like ours", host("Host: localhost.evil.example"), FORBIDDEN, 0),
         ("an address of the neighbourhood", host("Host: 169.254.169.254"), FORBIDDEN, 0),
         ("a host of bytes", host("Host: ÿ"), REFUSED, 0),
@@ -456,7 +462,7 @@ async fn headers_that_say_something_else_than_the_body_are_refused_in_every_spel
         ),
         ("no _meta", modern(&all, &with(|body| body["params"]["_meta"] = Value::Null)), &[(400, "-32602")], 0),
         ("a list for _meta", modern(&all, &with(|body| body["params"]["_meta"] = json!([]))), INVALID, 0),
-        ("initialize in the new version", modern(version, &initialize), INVALID, 0),
+        ("initialize in the new version", modern(version, &initialize), OK, 0),
         ("initialize under another method", modern(&format!("{old}Mcp-Method: tools/call\r\n"), &initialize), OK, 0),
     ])
     .await;
@@ -472,13 +478,13 @@ async fn messages_of_strange_shapes_and_sizes_are_refused_before_the_backend_hea
     let keys: Vec<_> = (0..8_000).map(|number| format!(r#""k{number}":0"#)).collect();
     let deep = |depth: usize| format!(r#"{{"user_id":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
     assert_rows(vec![
-        ("an id of 1e400", with_id("1e400"), PARSE, 0),
+        ("an id of 1e400", with_id("1e400"), INVALID, 0),
         ("an id beyond 64 bits", with_id("99999999999999999999"), INVALID, 0),
         ("an id of 64 bits", with_id("18446744073709551615"), INVALID, 0),
         ("an id one beyond 63 bits", with_id("9223372036854775808"), INVALID, 0),
         ("a boolean for an id", with_id("true"), INVALID, 0),
         ("a list for an id", with_id("[1]"), INVALID, 0),
-        ("half a character for an id", with_id(r#""\ud800""#), PARSE, 0),
+        ("half a character for an id", with_id(r#""\ud800""#), OK, 1),
         ("an id with a zero before it", with_id("01"), PARSE, 0),
         ("an id of 60,000 letters", with_id(&format!("\"{}\"", "x".repeat(60_000))), OK, 1),
         ("an id of control characters", with_id(r#""\u0000\u001b[31m\n""#), OK, 1),
@@ -509,10 +515,10 @@ async fn messages_of_strange_shapes_and_sizes_are_refused_before_the_backend_hea
         ),
         ("a prototype", with_arguments(r#"{"user_id":"42","__proto__":{"include_details":true}}"#), refused, 0),
         ("a constructor", with_arguments(r#"{"user_id":"42","constructor":{"prototype":{}}}"#), refused, 0),
-        ("a number for text", with_arguments(r#"{"user_id":42}"#), refused, 0),
-        ("text for truth", with_arguments(r#"{"user_id":"42","include_details":"true"}"#), refused, 0),
+        ("a number for text", with_arguments(r#"{"user_id":42}"#), OK, 1),
+        ("text for truth", with_arguments(r#"{"user_id":"42","include_details":"true"}"#), OK, 1),
         ("NUL in an id", with_arguments(r#"{"user_id":"a\u0000b"}"#), refused, 0),
-        ("half a character in an id", with_arguments(r#"{"user_id":"\ud83d"}"#), PARSE, 0),
+        ("half a character in an id", with_arguments(r#"{"user_id":"\ud83d"}"#), &[(200, "SERVICE_ERROR")], 1),
         (
             "a limit of 10^9",
             posted(

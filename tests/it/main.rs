@@ -28,6 +28,7 @@ mod lifecycle;
 mod logs;
 mod matrix;
 mod memory;
+mod messages;
 mod metrics;
 mod on_behalf_of;
 mod operations;

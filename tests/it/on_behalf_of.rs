@@ -14,7 +14,7 @@ use mcp_server::settings::BackendAuth;
 use serde_json::{Map, Value, json};
 
 use crate::support::callers::METADATA_URL;
-use crate::support::{CallResult, Era, TestApp};
+use crate::support::{CallResult, Era, TestApp, error_object};
 
 const ALICE: &str = "aaaaaaaa-1111-4222-8333-444444444444";
 const BOB: &str = "bbbbbbbb-1111-4222-8333-444444444444";
@@ -226,6 +226,7 @@ async fn a_user_who_has_to_sign_in_once_more_is_told_so_by_the_http_answer_with_
             let claims: Value = serde_json::from_slice(&STANDARD.decode(claims).unwrap()).unwrap();
             assert_eq!(claims, json!({ "access_token": { "acrs": { "essential": true, "value": "c1" } } }));
             let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+            let problem = error_object(&problem);
             assert_eq!(problem["error"], "AUTHENTICATION_ERROR");
             let details = &problem["details"];
             assert_eq!(

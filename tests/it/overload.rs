@@ -7,7 +7,7 @@ use mcp_server::demo::fault::FaultRule;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::support::{CallResult, Era, TestApp, until};
+use crate::support::{CallResult, Era, TestApp, error_object, until};
 
 const REFUSALS: usize = 21;
 
@@ -86,6 +86,7 @@ async fn a_server_with_all_its_requests_answers_503_at_once_and_stays_healthy() 
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
         assert_eq!(answer.headers()["content-type"], "application/json");
         let error: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let error = error_object(&error);
         assert_eq!(error["error"], "SERVICE_ERROR", "{error}");
         assert_eq!(error["details"]["status_code"], 503, "{error}");
         assert_eq!(

@@ -192,6 +192,16 @@ pub fn message(era: Era, method: &str, mut params: Value) -> Value {
     json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params })
 }
 
+/// The error object in the body of an HTTP error of `/mcp`, after checking what is around it.
+#[track_caller]
+pub fn error_object(body: &Value) -> &Value {
+    let error = &body["error"];
+    assert_eq!((&body["jsonrpc"], body.get("id").is_some()), (&json!("2.0"), true), "{body}");
+    assert!(error["code"].is_i64() && error["message"].is_string(), "{body}");
+    assert_eq!(error["message"], error["data"]["message"], "{body}");
+    &error["data"]
+}
+
 /// The result of a tool call.
 #[derive(Debug)]
 pub struct CallResult(pub Value);
