@@ -25,6 +25,21 @@ NODE_WANTED = (22, 19)  # the Inspector's `engines`; the conformance suite is co
 NODE_FALLBACK = "22.23.3"  # from npm, where the machine's is missing or older
 
 
+def debian_package(package, *commands):
+    """Installs a program that no registry for developers has, where one of its commands is missing; ends the script where it cannot."""
+    missing = [command for command in commands if not shutil.which(command)]
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise SystemExit(f"{', '.join(missing)} is missing: install Debian's package `{package}`, or run this as root on Debian")
+    print(f"        installing Debian's package `{package}`", flush=True)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
+        done = subprocess.run(["apt-get", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"`apt-get {' '.join(command)}` failed:\n{done.stdout[-2000:]}")
+
+
 # ---------------------------------------------------------------- the server and the stand-ins
 
 
