@@ -174,6 +174,17 @@ def test_the_rendered_environment_starts_the_program(mode, stand_ins, tmp_path):
         assert running.wait(timeout=left) == 0
 
 
+def test_the_address_for_dual_stack_serves_ipv4_and_ipv6(stand_ins, tmp_path):
+    process = process_of(rendered_for(stand_ins, extra={"app": {"host": "::", "drainDelay": 0}}), stand_ins)
+    port = process["ports"]["http"]
+    with started(process, tmp_path):
+        until(lambda: succeeds(process, "startup"), 10, "not alive over IPv4")
+        connection = http.client.HTTPConnection("::1", port, timeout=3)
+        connection.request("GET", "/health/live")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
 def test_pods_that_the_webhook_has_not_changed_say_what_they_lack(stand_ins, tmp_path):
     process = chart.process(rendered_for(stand_ins))
     for name in chart.WEBHOOK_VARIABLES:
