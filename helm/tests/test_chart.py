@@ -747,6 +747,17 @@ def test_every_variable_reaches_the_program(name):
         "PUBLIC_URL": "https://other.contoso.com/mcp",
         "HOST": "10.0.0.1",
         "LOG_LEVEL": "DEBUG",
+        "HTTPS_PROXY": "http://proxy.contoso.com:3128",
+        "ALL_PROXY": "http://proxy.contoso.com:3128",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces",
+        "ALLOWED_HOSTS": ["a.contoso.com", "[::1]:8000"],
+        "TRUSTED_PROXIES": ["10.0.0.0/8", "fd00::/8"],
+        "INBOUND_AUDIENCE": [CLIENT, "api://server"],
+        "INBOUND_TENANTS": [TENANT],
+        "INBOUND_CLIENTS": [CLIENT],
+        "INBOUND_SCOPE_NAMES": ["users.read=Users.Read"],
+        "INBOUND_ROLE_NAMES": ["users.read=Users.Read.All"],
         "OTEL_TRACES_SAMPLER_ARG": 0.25,
     }
     if name in SECRETS:
@@ -881,6 +892,7 @@ SOUND = {
         ({"app": {"backendApiUrl": "https://api.contoso.com:8443"}}, "the NetworkPolicy lets pods reach"),
         ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, "httpRoute.hostnames is empty"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.create is false"),
+        ({"app": {"publicUrl": "https://a.example/mcp", "allowedHosts": ["b.a.example"]}}, "app.allowedHosts does not list a.example"),
         ({"networkPolicy": {"ingressFrom": []}}, "no caller authentication"),
         ({"networkPolicy": {"enabled": False}}, "no caller authentication"),
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, "allows no eviction"),
@@ -900,6 +912,8 @@ def test_notes_are_silent_when_all_is_well():
     assert warned(SOUND) == []
     assert warned(merge(SOUND, {"app": {"backendApiUrl": "https://api.contoso.com:443"}})) == []
     entra = {"inboundAuth": "entra", "inboundAudience": [CLIENT], "publicUrl": "https://mcp.contoso.com/mcp"}
+    for hosts in (["x.example", "mcp.contoso.com:443"], ["*"]):
+        assert warned(merge(SOUND, {"app": merge(entra, {"allowedHosts": hosts})})) == []
     assert warned(merge(SOUND, {"networkPolicy": {"ingressFrom": []}, "app": entra})) == []
     assert warned(merge(SOUND, {"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "50%"}})) == []
     assert warned(merge(SOUND, {"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": 1}})) == []
