@@ -33,6 +33,8 @@ use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
 
 /// How often the backend's health is asked, for all the probes together.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the allocator is given an occasion to return memory to the system.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 /// What calls get to say that they ran out of time, once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -214,6 +216,10 @@ impl App {
             };
             tasks.spawn(watch.instrument(error_span!("watch_backend")));
         }
+        tasks.spawn(async {
+            give_memory_back().await;
+            "give memory back"
+        });
         Serving {
             tasks,
             connections,
@@ -391,6 +397,17 @@ fn observe_telemetry(metrics: &mut Metrics, audit: &Arc<Audit>, spans: Option<&S
     let file = Arc::clone(audit);
     let figure = Figure::new("mcp_server_audit_writable", "Whether the audit file can be written; 1 without one");
     metrics.observe(Kind::Gauge, figure, move || f64::from(u8::from(file.is_writable())));
+}
+
+/// mimalloc returns what was freed to the system a second later, but only when something large is allocated or freed after that. Where
+/// nothing happens after a burst of large answers, it would keep all of them.
+async fn give_memory_back() {
+    let mut ticks = tokio::time::interval(GIVE_BACK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        // Larger than what threads keep for themselves. It is not written to, and so costs no memory.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
+    }
 }
 
 /// Asks the backend for its health, for ever, and says so when the answer changes.
