@@ -352,9 +352,19 @@ impl BackendClient {
     /// The address of a route: the base with these segments appended, each percent-encoded as one.
     fn url(&self, segments: &[&str]) -> Url {
         let mut url = self.base_url.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(segments);
+        if segments.iter().all(|segment| segment::encoded(segment) == *segment) {
+            if let Ok(mut path) = url.path_segments_mut() {
+                path.pop_if_empty().extend(segments);
+            }
+            return url;
         }
+        // `Url` leaves brackets and some others as they are, and would encode a `%` of ours once more: a whole path it takes as given.
+        let mut path = url.path().strip_suffix('/').unwrap_or(url.path()).to_owned();
+        for segment in segments {
+            path.push('/');
+            path.push_str(&segment::encoded(segment));
+        }
+        url.set_path(&path);
         url
     }
 

@@ -94,6 +94,7 @@ fn id() -> impl Strategy<Value = String> {
         any::<String>(),
         "[a-zA-Z0-9@._:;=&+!~'()*,$ü日 -]{1,24}",
         "(\\.|\\.\\.|%2e|%2F|/|\\\\|\\?|#|%|@|:|//|;|\t|\r\n|\u{0}|\u{85}|a|evil\\.example){1,6}",
+        "(\\.|\\.\\.|;|;a=b|a|\\[|\\]|\\||\\^|`|\\{|\\}|\"|'| |ü){1,6}",
     ]
 }
 
@@ -173,6 +174,9 @@ proptest! {
                 assert_eq!(&whole[..base.len()], &base[..], "{url}");
                 assert_eq!(whole[base.len()], "users");
                 assert_eq!(decoded(whole[base.len() + 1]), id.as_bytes(), "{url}");
+                let is_pchar = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@%".contains(&byte);
+                assert!(whole[base.len() + 1].bytes().all(is_pchar), "{url}");
+                assert!(!["", ".", ".."].contains(&id.split(';').next().unwrap()), "{id} is a step in a path");
                 assert_eq!(Url::parse(url.as_str()).unwrap(), url, "another parser sees the same");
                 assert!(url.as_str().bytes().all(|byte| byte.is_ascii_graphic()), "{url}");
             }

@@ -48,7 +48,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["tracing_core", "tracing_log"], &["src/telemetry/logs"]),
     (&["opentelemetry_proto", "prost"], &["src/telemetry/spans"]),
     (&["aws_lc_rs"], &["src/demo", "src/telemetry/audit"]),
-    (&["percent_encoding"], &["src/settings/parse.rs"]),
+    (&["percent_encoding"], &["src/backend/segment.rs", "src/settings/parse.rs"]),
     (&["dotenvy"], &["src/settings"]),
     (&["validator"], &["src/tools"]),
     (&["schemars"], &["src/backend", "src/tools"]),

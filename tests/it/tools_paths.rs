@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{CallResult, Era, TestApp};
 
 /// Each value with the one segment that it may be sent as; `None` where it has to be refused.
-const CORPUS: [(&str, Option<&str>); 46] = [
+const CORPUS: [(&str, Option<&str>); 52] = [
     ("u1", Some("u1")),
     ("..", None),
     (".", None),
@@ -15,7 +15,12 @@ const CORPUS: [(&str, Option<&str>); 46] = [
     ("../admin", None),
     ("../../admin", None),
     ("..;/admin", None),
-    ("..;", Some("..;")),
+    ("..;", None),
+    ("..;a", None),
+    (".;x=1", None),
+    (";a", None),
+    ("%2e%2e;", None),
+    ("..%3b", None),
     ("%2e%2e", None),
     ("%2E%2E", None),
     ("%2e%2e%2fadmin", None),
@@ -45,14 +50,15 @@ const CORPUS: [(&str, Option<&str>); 46] = [
     ("...", Some("...")),
     (" ", Some("%20")),
     (" ..", Some("%20..")),
-    ("a;b=c", Some("a;b=c")),
+    ("a;b=c", Some("a%3Bb=c")),
     ("a b+c&d", Some("a%20b+c&d")),
     ("ü", Some("%C3%BC")),
     ("日本", Some("%E6%97%A5%E6%9C%AC")),
     ("．．", Some("%EF%BC%8E%EF%BC%8E")),
     ("a\u{2028}b\u{202e}", Some("a%E2%80%A8b%E2%80%AE")),
-    ("<script>\"{}|^`", Some("%3Cscript%3E%22%7B%7D|^%60")),
-    ("[::1]", Some("[::1]")),
+    ("<script>\"{}|^`", Some("%3Cscript%3E%22%7B%7D%7C%5E%60")),
+    ("[::1]", Some("%5B::1%5D")),
+    ("a|b^c", Some("a%7Cb%5Ec")),
     ("' OR 1=1 --", Some("'%20OR%201=1%20--")),
 ];
 
