@@ -86,7 +86,7 @@ impl Settings {
         let backend = backend(&mut reader, base_url);
         let host = reader.optional("HOST", parse::host, WebSettings::default().host);
         let allowed_hosts = allowed_hosts(&mut reader);
-        let web = web(&mut reader, host, allowed_hosts);
+        let web = web(&mut reader, host, allowed_hosts, backend.as_ref());
         let tenant = identity.as_ref().map(|identity| identity.tenant_id.as_str());
         let inbound = inbound::inbound(&mut reader, tenant, host, web.allowed_hosts.as_deref());
         if let (Some(identity), Some(backend), Some(inbound)) = (&identity, &backend, &inbound) {
@@ -106,7 +106,7 @@ impl Settings {
     ) -> Result<Settings, SettingsError> {
         let mut reader = Reader::new(vars);
         let backend = backend(&mut reader, Some(without_trailing_slash(backend_base_url)));
-        let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts);
+        let web = web(&mut reader, Ipv4Addr::LOCALHOST.into(), WebSettings::default().allowed_hosts, backend.as_ref());
         let inbound = match inbound_client_id {
             None => Some(InboundAuth::None),
             Some(client_id) => {
@@ -214,6 +214,14 @@ impl Credential {
     }
 }
 
+/// Requests to the backend at the same time, unless the settings say otherwise.
+const BACKEND_CONCURRENCY: usize = 1_024;
+
+/// The calls of one tool, where the settings do not bound them: there is always room for the other tools.
+fn half_of(concurrency: usize) -> usize {
+    (concurrency / 2).max(1)
+}
+
 /// How we reach the backend, and how much one tool call may spend on it.
 #[derive(Debug, Clone)]
 pub struct BackendSettings {
@@ -265,7 +273,7 @@ impl BackendSettings {
             timeout: Duration::from_secs(10),
             max_response_bytes: 4 << 20,
             max_buffered_bytes: 128 << 20,
-            max_concurrency: 512,
+            max_concurrency: BACKEND_CONCURRENCY,
             max_attempts: 3,
             retry_percent: 20,
             retry_floor: 10,
@@ -302,7 +310,8 @@ pub struct WebSettings {
     pub max_connections: usize,
     /// `MAX_IN_FLIGHT`: MCP requests at the same time; more are answered with 503 at once.
     pub max_in_flight: usize,
-    /// `MAX_IN_FLIGHT_PER_TOOL`: calls of one tool at the same time; more are refused at once.
+    /// `MAX_IN_FLIGHT_PER_TOOL`: calls of one tool at the same time; more are refused at once. By default half of
+    /// `BACKEND_MAX_CONCURRENCY`: a tool that hangs must not take the room of all others.
     pub max_in_flight_per_tool: usize,
     /// `REQUEST_HEADER_TIMEOUT`: how long a client may take to send a request's head.
     pub request_header_timeout: Duration,
@@ -352,7 +361,7 @@ impl Default for WebSettings {
             max_request_bytes: 96 << 10,
             max_connections: 1024,
             max_in_flight: 768,
-            max_in_flight_per_tool: 512,
+            max_in_flight_per_tool: half_of(BACKEND_CONCURRENCY),
             request_header_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(75),
             drain_delay: Duration::from_secs(5),
@@ -596,7 +605,12 @@ fn allowed_hosts(reader: &mut Reader<'_, impl Vars>) -> Option<Vec<String>> {
     None
 }
 
-fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<Vec<String>>) -> WebSettings {
+fn web(
+    reader: &mut Reader<'_, impl Vars>,
+    host: IpAddr,
+    allowed_hosts: Option<Vec<String>>,
+    backend: Option<&BackendSettings>,
+) -> WebSettings {
     let defaults = WebSettings::default();
     let port = reader.optional("PORT", parse::port, defaults.port);
     let metrics_port = match reader.optional("METRICS_PORT", parse::port, defaults.metrics_port.unwrap_or(0)) {
@@ -624,6 +638,18 @@ fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<V
         );
     }
 
+    let max_in_flight = reader.optional("MAX_IN_FLIGHT", parse::count, defaults.max_in_flight);
+    let concurrency = backend.map_or(BACKEND_CONCURRENCY, |backend| backend.max_concurrency);
+    let max_in_flight_per_tool = reader.optional("MAX_IN_FLIGHT_PER_TOOL", parse::count, half_of(concurrency));
+    for (name, limit) in [("MAX_IN_FLIGHT", max_in_flight), ("BACKEND_MAX_CONCURRENCY", concurrency)] {
+        if max_in_flight_per_tool >= limit && limit > 1 {
+            reader.warn(format!(
+                "MAX_IN_FLIGHT_PER_TOOL is {max_in_flight_per_tool} and {name} is {limit}: one tool whose calls hang can take \
+                 the room of all others. Set it to half of {name} at most."
+            ));
+        }
+    }
+
     WebSettings {
         host,
         port,
@@ -634,12 +660,8 @@ fn web(reader: &mut Reader<'_, impl Vars>, host: IpAddr, allowed_hosts: Option<V
         rate_limit: rate_limit(reader),
         max_request_bytes: reader.optional("MAX_REQUEST_BYTES", parse::bytes, defaults.max_request_bytes),
         max_connections: reader.optional("MAX_CONNECTIONS", parse::count, defaults.max_connections),
-        max_in_flight: reader.optional("MAX_IN_FLIGHT", parse::count, defaults.max_in_flight),
-        max_in_flight_per_tool: reader.optional(
-            "MAX_IN_FLIGHT_PER_TOOL",
-            parse::count,
-            defaults.max_in_flight_per_tool,
-        ),
+        max_in_flight,
+        max_in_flight_per_tool,
         request_header_timeout: reader.optional(
             "REQUEST_HEADER_TIMEOUT",
             parse::seconds,

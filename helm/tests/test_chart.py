@@ -732,7 +732,7 @@ def test_every_variable_has_a_value_with_the_same_meaning_and_default(name):
     if name == "BACKEND_API_URL":
         assert value.default == "https://api.example.com"
     else:
-        assert value.default in ("", []) or shown(value.default) == setting["default"]
+        assert value.default in (None, "", []) or shown(value.default) == setting["default"]
 
 
 @variables
@@ -759,6 +759,7 @@ def test_every_variable_reaches_the_program(name):
         "INBOUND_SCOPE_NAMES": ["users.read=Users.Read"],
         "INBOUND_ROLE_NAMES": ["users.read=Users.Read.All"],
         "OTEL_TRACES_SAMPLER_ARG": 0.25,
+        "MAX_IN_FLIGHT_PER_TOOL": 100,
     }
     if name in SECRETS:
         section, key = SECRETS[name]

@@ -101,6 +101,9 @@ fn every_good_value_is_understood() {
         ("BACKEND_AUTH", "Server", |s| format!("{:?}", s.backend.auth), "Server"),
         ("MAX_IN_FLIGHT", "7", |s| s.web.max_in_flight.to_string(), "7"),
         ("MAX_IN_FLIGHT_PER_TOOL", "7", |s| s.web.max_in_flight_per_tool.to_string(), "7"),
+        ("MAX_IN_FLIGHT_PER_TOOL", "", |s| s.web.max_in_flight_per_tool.to_string(), "512"),
+        ("BACKEND_MAX_CONCURRENCY", "301", |s| s.web.max_in_flight_per_tool.to_string(), "150"),
+        ("BACKEND_MAX_CONCURRENCY", "1", |s| s.web.max_in_flight_per_tool.to_string(), "1"),
         ("BACKEND_MAX_RESPONSE_BYTES", "1024", response, "1024"),
         ("BACKEND_MAX_RESPONSE_BYTES", "67108864", response, "67108864"),
         ("MAX_BUFFERED_BYTES", "1048576", |s| s.backend.max_buffered_bytes.to_string(), "1048576"),
@@ -459,6 +462,10 @@ fn what_is_legal_but_unwise_gets_a_warning() {
         (&[("BACKEND_API_URL", "http://backend.internal/v1")], Some("plain http to `backend.internal`")),
         (&[("AZURE_SCOPES", "")], Some("api://<backend-app-id>/.default")),
         (&[("ALLOWED_HOSTS", "*")], Some("DNS rebinding")),
+        (&[("BACKEND_MAX_CONCURRENCY", "10")], None),
+        (&[("BACKEND_MAX_CONCURRENCY", "2000")], Some("MAX_IN_FLIGHT is 768")),
+        (&[("MAX_IN_FLIGHT", "512")], Some("MAX_IN_FLIGHT_PER_TOOL is 512")),
+        (&[("MAX_IN_FLIGHT_PER_TOOL", "10"), ("BACKEND_MAX_CONCURRENCY", "10")], Some("BACKEND_MAX_CONCURRENCY is 10")),
     ] {
         let warnings = read(&[wise.as_slice(), extra].concat()).unwrap().warnings;
         assert_eq!(warnings.len(), usize::from(warned.is_some()), "{extra:?}: {warnings:?}");

@@ -69,7 +69,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     optional(
         "BACKEND_MAX_CONCURRENCY",
-        "512",
+        "1024",
         "Requests to the backend at the same time, from 1 to 65536; more are refused at once.",
     ),
     optional("BACKEND_MAX_ATTEMPTS", "3", "How often one call may ask the backend, from 1 (never again) to 10."),
@@ -227,10 +227,9 @@ pub const VARIABLES: &[Variable] = &[
         "768",
         "MCP requests at the same time, from 1 to 65536; more are answered with 503 at once.",
     ),
-    optional(
+    without_default(
         "MAX_IN_FLIGHT_PER_TOOL",
-        "512",
-        "Calls of one tool at the same time, from 1 to 65536; more are refused at once, so that one tool cannot take all.",
+        "Calls of one tool at the same time, from 1 to 65536; unset means half of BACKEND_MAX_CONCURRENCY. More are refused at once, so that one tool cannot take all.",
     ),
     optional(
         "MAX_IN_FLIGHT_PER_CALLER",

@@ -73,6 +73,31 @@ async fn a_tool_with_all_its_calls_refuses_at_once_and_the_other_tools_go_on() {
 }
 
 #[tokio::test]
+async fn by_default_a_tool_that_hangs_leaves_room_for_all_others() {
+    const MOST: u64 = 512;
+    let query = json!({ "dataset": "sales", "limit": 1 });
+    // The limits are the defaults; with their timeout a busy machine might see the first call end before the last begins.
+    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_secs(60)).await;
+    app.until_ready().await;
+    app.stand_ins.backend.set_fault([FaultRule::hang().on("GET /query")]);
+    let params = json!({ "name": "query_data", "arguments": query });
+    let call = || tokio::spawn(app.request(Era::Legacy, "tools/call", params.clone()).send());
+    let hanging: Vec<_> = (0..MOST).map(|_| call()).collect();
+    app.stand_ins.backend.request_count().reaches(MOST).await;
+    assert_eq!(app.call(Era::Modern, "query_data", query).await.error()["details"]["retryable"], true);
+    for (tool, arguments) in [
+        ("get_user_profile", json!({ "user_id": "42" })),
+        ("list_users", json!({})),
+        ("list_tickets", json!({})),
+        ("create_ticket", json!({ "title": "Printer", "description": "It prints nothing but zeros." })),
+    ] {
+        app.call(Era::Modern, tool, arguments).await.structured();
+    }
+    assert_eq!(app.metric(r#"mcp_server_shed_total{limit="tool"}"#).await, 1.0);
+    hanging.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_server_with_all_its_requests_answers_503_at_once_and_stays_healthy() {
     let app = TestApp::spawn_with(|settings| settings.web.max_in_flight = 1).await;
     let hanging = hanging_call(&app).await;
