@@ -23,6 +23,7 @@ mod tickets;
 mod users;
 mod window;
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -52,6 +53,7 @@ pub use users::{User, UserPage};
 
 pub use crate::identity::IdentityError;
 use crate::identity::{BearerToken, OnBehalfOf, TokenSource};
+use crate::json;
 use crate::memory::{ByteBudget, Full, Lease, SMALL_ANSWER};
 use crate::settings::{BackendAuth, BackendSettings};
 use crate::telemetry::metrics::{Exchange, Metrics, Shed};
@@ -572,7 +574,26 @@ impl BackendClient {
     }
 
     fn decode<T: DeserializeOwned>(&self, request: &Outgoing, body: &[u8]) -> Result<T, BackendError> {
-        serde_json::from_slice(body).map_err(|error| self.fail(request, Failure::Unreadable(error.into())))
+        self.parse(request, body, |body| serde_json::from_slice(body))
+    }
+
+    /// Parses an answer. One that cannot be read is tried once more as it is meant: without a byte order mark, and with U+FFFD for
+    /// halves of surrogate pairs. Nearly every answer is right the first time, and is not searched for them.
+    fn parse<T>(
+        &self,
+        request: &Outgoing,
+        body: &[u8],
+        parse: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
+    ) -> Result<T, BackendError> {
+        let unreadable = |error: serde_json::Error| self.fail(request, Failure::Unreadable(error.into()));
+        parse(body).or_else(|error| {
+            let copy = self.memory.lease(SMALL_ANSWER);
+            copy.grow(body.len()).map_err(|Full| self.no_memory(request, true))?;
+            match json::repaired(body) {
+                Cow::Borrowed(rest) if rest.len() == body.len() => Err(unreadable(error)),
+                repaired => parse(&repaired).map_err(unreadable),
+            }
+        })
     }
 
     /// Reads a body up to the cap. A body that arrives in one piece is not copied.

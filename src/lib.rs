@@ -16,6 +16,7 @@ pub mod demo;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;
+pub mod json;
 pub mod memory;
 pub mod problem;
 pub mod settings;

@@ -52,6 +52,7 @@ pub use health::Health;
 pub use listener::{Lane, Limits, Listener};
 
 use crate::auth::{Caller, Refusal, StepUp};
+use crate::json;
 use crate::problem::{ErrorCode, Problem};
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, PROTOCOL_VERSIONS, Shed};
@@ -374,7 +375,7 @@ async fn answer_message(endpoint: &Endpoint, parts: Parts, body: Bytes) -> Respo
 /// Boxed, for rmcp's future is large, and plain calls would carry the room for it with them.
 fn answer_any(endpoint: &Endpoint, parts: Parts, body: Bytes, refused: Option<Refused>) -> BoxFuture<'_, Response> {
     Box::pin(async move {
-        let body = message::repaired(body);
+        let body = json::repaired_bytes(body);
         let (id, response) = match (Message::read(&body), refused) {
             (Ok(message), None) => {
                 let response = by_rmcp(endpoint, parts, body.clone(), &message).await;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::{BackendClient, BackendError, Call, Failure, Outgoing, Route, Segment};
+use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
 /// What `GET /query/{dataset}` is asked.
 #[derive(Debug, Clone)]
@@ -49,6 +49,6 @@ impl BackendClient {
     }
 
     pub(super) fn rows(&self, request: &Outgoing, body: &Bytes) -> Result<QueryRows, BackendError> {
-        rows::read(body).map_err(|error| self.fail(request, Failure::Unreadable(error.into())))
+        self.parse(request, body, rows::read)
     }
 }

@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use std::fmt;
 
 use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
 use http::{StatusCode, header};
 use http_body_util::{BodyExt as _, Collected};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
@@ -17,7 +16,6 @@ use super::problem;
 const PARSE_ERROR: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
 const METHOD_NOT_FOUND: i32 = -32601;
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The `id` of a request, as it was written.
 pub(super) type Id = Box<RawValue>;
@@ -248,99 +246,16 @@ fn is_id(raw: &RawValue) -> bool {
     is_string(raw) || text.parse::<i64>().is_ok() || text.parse::<f64>().is_ok_and(is_integer)
 }
 
-/// The body as it is meant: without a byte order mark (RFC 8259 section 8.1), and with U+FFFD for each half of a surrogate pair that
-/// stands alone, as programs write that cut text between two UTF-16 units. Both are rare, and a body without them is not copied.
-pub(super) fn repaired(body: Bytes) -> Bytes {
-    let body = if body.starts_with(BYTE_ORDER_MARK) { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
-    let halves: Vec<usize> = unpaired_surrogates(&body).collect();
-    if halves.is_empty() {
-        return body;
-    }
-    let mut repaired = body.to_vec();
-    for at in halves {
-        if let Some(escape) = repaired.get_mut(at..at + 6) {
-            escape.copy_from_slice(br"\ufffd");
-        }
-    }
-    repaired.into()
-}
-
-/// Where escapes of unpaired surrogates begin. A backslash is legal in JSON's strings only, so strings need not be told from the rest.
-fn unpaired_surrogates(body: &[u8]) -> impl Iterator<Item = usize> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        loop {
-            at += body.get(at..)?.iter().position(|byte| *byte == b'\\')?;
-            let here = at;
-            match unit(body, here) {
-                Some(0xd800..=0xdbff) if matches!(unit(body, here + 6), Some(0xdc00..=0xdfff)) => at += 12,
-                Some(0xd800..=0xdfff) => {
-                    at += 6;
-                    return Some(here);
-                }
-                Some(_) => at += 6,
-                // Another escape, of which the second byte may be a backslash too.
-                None => at += 2,
-            }
-        }
-    })
-}
-
-/// The UTF-16 unit that is escaped there.
-fn unit(body: &[u8], at: usize) -> Option<u16> {
-    let digits = body.get(at..at + 6)?.strip_prefix(br"\u")?;
-    let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
-    u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn repair(text: &str) -> String {
-        String::from_utf8(repaired(Bytes::copy_from_slice(text.as_bytes())).to_vec()).unwrap()
-    }
-
-    #[test]
-    fn a_whole_body_is_not_copied() {
-        for body in [r#"{"a":"\ud83d\ude00\\ud83d\n\u0041"}"#, "", r"\", r"\u", r"\ud8"] {
-            let body = Bytes::from_static(body.as_bytes());
-            assert_eq!(repaired(body.clone()).as_ptr(), body.as_ptr());
-        }
-        let marked = Bytes::from_static(b"\xef\xbb\xbf{}");
-        assert_eq!(repaired(marked.clone()).as_ptr(), marked[3..].as_ptr());
-    }
-
     proptest! {
-        /// As `String::from_utf16_lossy` reads the same units.
-        #[test]
-        fn every_half_of_a_character_becomes_u_fffd_and_nothing_else_changes(
-            units in proptest::collection::vec(prop_oneof![
-                2 => 0xd800u16..=0xdbff,
-                2 => 0xdc00u16..=0xdfff,
-                1 => prop_oneof![Just(u16::from(b'\\')), Just(u16::from(b'"')), 0x20u16..0x7f, any::<u16>()],
-            ], 0..12),
-            escaped in any::<[bool; 12]>(),
-        ) {
-            let lossy = String::from_utf16_lossy(&units);
-            let mut text = String::new();
-            for (unit, escaped) in units.iter().zip(escaped) {
-                match char::from_u32((*unit).into()).filter(|_| !escaped) {
-                    Some('\\') => text.push_str(r"\\"),
-                    Some('"') => text.push_str("\\\""),
-                    Some(character) if !character.is_control() => text.push(character),
-                    _ => text.push_str(&format!("\\u{unit:04x}")),
-                }
-            }
-            let read: String = serde_json::from_str(&format!("\"{}\"", repair(&text))).unwrap();
-            prop_assert_eq!(read, lossy, "{}", text);
-        }
-
         #[test]
         fn whatever_stands_there_is_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let body = repaired(body.into());
+            let body = crate::json::repaired(&body);
             if let Err(unreadable) = Message::read(&body) {
                 prop_assert!([PARSE_ERROR, INVALID_REQUEST].contains(&unreadable.code));
             }

@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
-    ("web", &["auth", "problem", "settings", "telemetry", "tools"]),
+    ("web", &["auth", "json", "problem", "settings", "telemetry", "tools"]),
     ("tools", &["auth", "backend", "memory", "problem", "telemetry"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),
-    ("backend", &["identity", "memory", "settings", "telemetry"]),
+    ("backend", &["identity", "json", "memory", "settings", "telemetry"]),
     ("identity", &["settings"]),
     ("demo", &["settings"]),
     ("settings", &[]),
     ("telemetry", &["problem", "settings"]),
+    ("json", &[]),
     ("memory", &[]),
     ("problem", &["telemetry"]),
 ];

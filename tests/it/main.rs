@@ -34,6 +34,7 @@ mod on_behalf_of;
 mod operations;
 mod overload;
 mod protocol;
+mod reading;
 mod settings;
 mod smoke;
 mod spans;
