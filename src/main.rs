@@ -197,6 +197,9 @@ fn verify(file: &Path) -> Result<(), ExitCode> {
                 whole.torn_lines,
                 whole.last_hash
             );
+            for incident in whole.incidents {
+                println!("{}: line {}: {}", file.display(), incident.line, incident.what);
+            }
             Ok(())
         }
         Err(broken) => {

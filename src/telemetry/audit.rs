@@ -18,7 +18,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tracing::{Level, info};
 
-pub use chain::{Broken, Digest, HexDigest, Whole};
+pub use chain::{Broken, Digest, HexDigest, Incident, Whole};
 pub use file::OpenError;
 use file::{End, FileSink};
 

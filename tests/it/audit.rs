@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mcp_server::demo::fault::FaultRule;
 use mcp_server::demo::{DemoOptions, StandIns};
-use mcp_server::telemetry::audit::{Digest, digest_of_json};
+use mcp_server::telemetry::audit::{self, Digest, digest_of_json};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -224,6 +224,102 @@ async fn a_full_disk_is_loud_and_costs_no_call_unless_the_audit_is_required() {
     let finished = server.ended().await;
     assert_eq!(finished.code, Some(0), "{finished:#?}");
     assert!(finished.stdout.iter().any(|line| line.contains("1 audit events are not in")), "{finished:#?}");
+}
+
+#[tokio::test]
+async fn a_file_that_leaves_its_path_while_the_server_runs_is_noticed_and_begun_again() {
+    type Act = fn(&Path, &Path);
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let rows: [(&str, Act); 6] = [
+        ("both removed", |file, head| [file, head].into_iter().for_each(|path| std::fs::remove_file(path).unwrap())),
+        ("removed", |file, _| std::fs::remove_file(file).unwrap()),
+        ("renamed with its head", |file, head| {
+            std::fs::copy(head, head.with_file_name("old.jsonl.head")).unwrap();
+            std::fs::rename(file, file.with_file_name("old.jsonl")).unwrap();
+        }),
+        ("replaced", |file, _| {
+            std::fs::write(file.with_file_name("new"), "").unwrap();
+            std::fs::rename(file.with_file_name("new"), file).unwrap();
+        }),
+        ("truncated", |file, _| std::fs::write(file, "").unwrap()),
+        ("head removed", |_, head| std::fs::remove_file(head).unwrap()),
+    ];
+    for (what, act) in rows {
+        let folder = Folder::new();
+        let head = folder.0.path().join("audit.jsonl.head");
+        let server =
+            Program::serve(&stand_ins).env("AUDIT_LOG_FILE", folder.text()).env("AUDIT_REQUIRED", "true").start();
+        let client = server.client().await;
+        client.until_ready().await;
+        result_of(client.call("list_users", json!({})).send().await.unwrap()).await.structured();
+        // Until the head names the record of the call.
+        until(async || folder.calls().len() == 1 && verify(&folder.file()).await.code == Some(0)).await;
+        until(async || std::fs::read_to_string(&head).is_ok_and(|head| parsed(&head)["sequence"] == 2)).await;
+        act(&folder.file(), &head);
+        let error = parsed(&server.stdout.line("WAS LOST").await);
+        assert_eq!(error["level"], "ERROR", "{what}: {error}");
+        server.stdout.line("audit events can be written again").await;
+        result_of(client.call("list_users", json!({})).send().await.unwrap()).await.structured();
+        server.signal("TERM");
+        let log = server.ended().await.log();
+
+        let whole = verify(&folder.file()).await;
+        assert_eq!((whole.code, whole.stdout.len()), (Some(0), 2), "{what}: {whole:#?}");
+        assert!(whole.stdout[1].contains("while the server was running"), "{what}: {whole:#?}");
+        if what == "head removed" {
+            assert_eq!(folder.calls().len(), 2);
+            continue;
+        }
+        let calls = folder.calls();
+        assert_eq!(calls.len(), 1, "{what}: {calls:#?}");
+        // The new file and the log name the same end of the old one.
+        let lost: Vec<_> = log.iter().filter(|line| line["event.name"] == "file_lost").collect();
+        let [lost] = lost.as_slice() else { panic!("{what}: {log:#?}") };
+        assert_eq!(lost["audit.sequence"], 2, "{what}");
+        assert!(whole.stdout[1].contains(lost["audit.hash"].as_str().unwrap()), "{what}: {whole:#?}");
+        if what == "renamed with its head" {
+            let old = verify(&folder.0.path().join("old.jsonl")).await;
+            assert_eq!(old.code, Some(0), "{old:#?}");
+            assert!(old.stdout[0].contains(lost["audit.hash"].as_str().unwrap()), "{old:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_call_begins_while_the_file_is_lost_where_the_audit_is_required() {
+    for comes_back in [true, false] {
+        let folder = Folder::new();
+        let (inner, aside) = (folder.0.path().join("inner"), folder.0.path().join("aside"));
+        std::fs::create_dir(&inner).unwrap();
+        let file = inner.join("audit.jsonl");
+        let mut app = TestApp::spawn_with(|settings| {
+            settings.telemetry.audit.file = Some(file.clone());
+            settings.telemetry.audit.required = true;
+        })
+        .await;
+        app.call(Era::Modern, "list_users", json!({})).await.structured();
+        // Nothing happens here but that the folder leaves.
+        std::fs::rename(&inner, &aside).unwrap();
+        until(async || app.metric("mcp_server_audit_writable").await == 0.0).await;
+        app.stand_ins.backend.forget_requests();
+        let refused = app.call(Era::Modern, "list_users", json!({})).await;
+        assert_eq!(refused.error()["error"], "INTERNAL_ERROR");
+        assert_eq!(app.backend_requests().len(), 0);
+
+        if comes_back {
+            std::fs::rename(&aside, &inner).unwrap();
+        } else {
+            std::fs::create_dir(&inner).unwrap();
+        }
+        until(async || app.metric("mcp_server_audit_writable").await == 1.0).await;
+        app.call(Era::Modern, "list_users", json!({})).await.structured();
+        assert_eq!(app.metric("mcp_server_audit_events_lost_total").await, 0.0);
+        app.begin_shutdown();
+        app.stopped().await.unwrap();
+        let whole = audit::verify(&file).unwrap();
+        // `started`, the call, then `reopened`, the refused call, the call, `stopped`.
+        assert_eq!((whole.records, whole.incidents.len()), (if comes_back { 6 } else { 4 }, 1), "{whole:?}");
+    }
 }
 
 #[tokio::test]

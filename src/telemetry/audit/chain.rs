@@ -135,6 +135,10 @@ pub(super) enum Note {
     Sealed { torn_bytes: u64, torn_sha256: String },
     /// So many events could not be written.
     Lost { events: u64 },
+    /// The file before, which ended there, was lost from its path while the server was running.
+    Reopened { previous: Head, cause: String },
+    /// The head was lost from its path, or changed, while the server was running.
+    HeadLost,
     /// The server has closed the file in good order.
     Stopped,
 }
@@ -150,7 +154,7 @@ impl Note {
         text.push_all(&[r#"{"timestamp":""#, time, r#"","#, note.strip_prefix('{').unwrap_or("}")]);
     }
 
-    fn read(event: &str) -> Option<Self> {
+    pub(super) fn read(event: &str) -> Option<Self> {
         serde_json::from_str(event).ok()
     }
 }
@@ -166,6 +170,17 @@ pub struct Whole {
     pub lost_events: u64,
     /// Lines that a crash has cut off, each followed by a record that says so.
     pub torn_lines: u64,
+    /// What was done to the file or its head while the server was running.
+    pub incidents: Vec<Incident>,
+}
+
+/// The file or its head was moved, removed, replaced or truncated while the server was running, and the chain says so.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// The number of the line that says so, from 1.
+    pub line: u64,
+    /// What it says.
+    pub what: String,
 }
 
 /// Why a chain is not whole.
@@ -268,6 +283,10 @@ impl Follower {
         match note {
             Some(Note::Started { head }) => self.compare(head.as_ref(), "when the server started here, ")?,
             Some(Note::Lost { events }) => self.whole.lost_events += events,
+            Some(Note::Reopened { previous, cause }) => self.reopened(&previous, &cause)?,
+            Some(Note::HeadLost) => {
+                self.incident("the head was moved, removed or changed while the server was running".to_owned());
+            }
             _ => {}
         }
         self.end = record.head();
@@ -276,6 +295,26 @@ impl Follower {
         }
         self.recent.push_back(self.end.clone());
         Ok(())
+    }
+
+    /// The file goes on after another one that was lost: as a new chain, or as a copy that must not lack records.
+    fn reopened(&mut self, previous: &Head, cause: &str) -> Result<(), Broken> {
+        let Head { sequence, hash } = previous;
+        if self.end.sequence > 0 {
+            self.compare(Some(previous), "when the server opened the file again here, ")?;
+            self.incident(format!(
+                "the file was {cause} while the server was running; this file has all records up to {sequence} as well"
+            ));
+        } else {
+            self.incident(format!(
+                "the file before this one was {cause} while the server was running; it ended with record {sequence} and the hash {hash}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn incident(&mut self, what: String) {
+        self.whole.incidents.push(Incident { line: self.line, what });
     }
 
     fn finish(mut self, head: Option<&Head>) -> Result<Whole, Broken> {

@@ -5,9 +5,10 @@
 //! again every second; calls never wait for it. A write that stopped half-way goes on where it stopped, so that the chain stays
 //! whole. What finds no room in the queue meanwhile is counted, and the chain tells how many events it lacks.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::mem;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -31,6 +32,8 @@ const COLLECTING: Duration = Duration::from_millis(50);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How many records may be written and not safe: the head is behind by no more than these and one batch.
 const MOST_UNSAFE: u64 = 8_192;
+/// How often it checks that the file is still the one at its path, also when no events come.
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Records are written in pieces of about this size.
@@ -84,16 +87,8 @@ impl FileSink {
     /// Opens the file and starts the thread, which continues the chain.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        let head_path = head_path(path);
-        let (mut end, torn) = end_of(&mut file).map_err(failed)?.ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
-        let head = read_head(&head_path).map_err(failed)?;
+        let (disk, Ending { mut end, torn }) = Disk::open(path)?;
+        let head = read_head(&disk.head_path).map_err(failed)?;
         report(path, head.as_ref(), &end, torn.as_deref());
 
         let mut pending = Text::default();
@@ -104,7 +99,7 @@ impl FileSink {
         note(&mut end, &mut pending, &Note::Started { head });
 
         let (events, state) = (Arc::new(Lines::new(QUEUED_EVENTS)), Arc::new(State::default()));
-        let writer = Writer { pending, ..Writer::new(Disk { file, head_path }, end, Arc::clone(&state)) };
+        let writer = Writer { pending, ..Writer::new(disk, end, Arc::clone(&state)) };
         let lines = Arc::clone(&events);
         let thread =
             thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&lines)).map_err(failed)?;
@@ -176,8 +171,14 @@ fn anchor(name: &str, end: &Head) {
     );
 }
 
-/// The end of the chain in a file, and what a crash has left behind it; `None` when this is no audit file.
-fn end_of(file: &mut File) -> io::Result<Option<(Head, Option<Vec<u8>>)>> {
+/// How a file ends: the end of its chain, and the unfinished record that a crash has left behind it.
+struct Ending {
+    end: Head,
+    torn: Option<Vec<u8>>,
+}
+
+/// How a file ends; `None` when this is no audit file.
+fn ending_of(file: &mut File) -> io::Result<Option<Ending>> {
     let length = file.metadata()?.len();
     // Room for the last record before whatever was torn.
     let tail = length.min(2 * MOST_TORN_BYTES as u64);
@@ -199,7 +200,7 @@ fn end_of(file: &mut File) -> io::Result<Option<(Head, Option<Vec<u8>>)>> {
     // A crash leaves the beginning of a record. A line that is finished, and no record, was not left by one.
     let by_a_crash = begins_like_a_record(torn) && !torn.ends_with(b"\n");
     let torn = Some(torn.to_vec()).filter(|torn| !torn.is_empty());
-    Ok(end.filter(|_| by_a_crash).map(|end| (end, torn)))
+    Ok(end.filter(|_| by_a_crash).map(|end| Ending { end, torn }))
 }
 
 fn begins_like_a_record(torn: &[u8]) -> bool {
@@ -228,16 +229,64 @@ trait Medium {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
     /// Makes what was appended safe, and then names its end.
     fn commit(&mut self, end: &Head) -> io::Result<()>;
+    /// What is wrong with the file at the path, seen from the file that is open.
+    fn misplaced(&self) -> Option<Misplaced>;
+    /// Whether the head names this end.
+    fn names(&self, end: &Head) -> bool;
+    /// Leaves the open file, and opens the one at the path.
+    fn reopen(&mut self) -> Result<Ending, OpenError>;
+}
+
+/// How the open file differs from the one at its path.
+#[derive(Debug, Clone, Copy)]
+enum Misplaced {
+    /// There is none at the path.
+    Gone,
+    /// There is another one.
+    Replaced,
+    /// It is shorter than what was written to it.
+    Truncated,
+}
+
+impl Misplaced {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "moved or removed",
+            Self::Replaced => "replaced by another file",
+            Self::Truncated => "truncated",
+        }
+    }
 }
 
 struct Disk {
-    file: File,
+    path: PathBuf,
     head_path: PathBuf,
+    file: File,
+    /// What was found in the file and what was written to it, in bytes.
+    length: u64,
+}
+
+impl Disk {
+    fn open(path: &Path) -> Result<(Self, Ending), OpenError> {
+        let failed = |source| OpenError::Io { path: path.to_owned(), source };
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let ending = ending_of(&mut file).map_err(failed)?.ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
+        let length = file.metadata().map_err(failed)?.len();
+        Ok((Self { path: path.to_owned(), head_path: head_path(path), file, length }, ending))
+    }
 }
 
 impl Medium for Disk {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        self.length += written as u64;
+        Ok(written)
     }
 
     fn commit(&mut self, end: &Head) -> io::Result<()> {
@@ -248,6 +297,30 @@ impl Medium for Disk {
         head.write_all(&serde_json::to_vec(end)?)?;
         head.sync_data()?;
         std::fs::rename(next, &self.head_path)
+    }
+
+    fn misplaced(&self) -> Option<Misplaced> {
+        let identity = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+        match (self.file.metadata(), std::fs::metadata(&self.path)) {
+            (Ok(open), Ok(at_path)) if identity(&open) != identity(&at_path) => Some(Misplaced::Replaced),
+            (Ok(open), Ok(_)) if open.is_file() && open.len() < self.length => Some(Misplaced::Truncated),
+            (Ok(_), Ok(_)) => None,
+            _ => Some(Misplaced::Gone),
+        }
+    }
+
+    fn names(&self, end: &Head) -> bool {
+        read_head(&self.head_path).is_ok_and(|head| head.as_ref() == Some(end))
+    }
+
+    fn reopen(&mut self) -> Result<Ending, OpenError> {
+        // A file that was moved away is complete; one that was removed is gone.
+        let _ = self.file.sync_data();
+        // A truncated file is the same one, and its lock is ours.
+        let _ = self.file.unlock();
+        let (disk, ending) = Self::open(&self.path)?;
+        *self = disk;
+        Ok(ending)
     }
 }
 
@@ -260,6 +333,13 @@ struct Writer<M> {
     /// The last record that is safe, and when it was made so.
     safe: u64,
     committed_at: Option<Instant>,
+    /// What the head names, as we wrote it.
+    head: Option<Head>,
+    /// When the file and the head were last found at their paths, and what was wrong since.
+    checked_at: Instant,
+    misplaced: Option<Misplaced>,
+    /// Whether the log has the cause of the present failure.
+    is_failure_logged: bool,
     /// How many events are not safe.
     unsafe_events: u64,
     state: Arc<State>,
@@ -275,6 +355,10 @@ impl<M: Medium> Writer<M> {
             written: 0,
             safe: 0,
             committed_at: None,
+            head: None,
+            checked_at: Instant::now(),
+            misplaced: None,
+            is_failure_logged: false,
             unsafe_events: 0,
             state,
             lost_and_told: 0,
@@ -315,9 +399,12 @@ impl<M: Medium> Writer<M> {
 
     /// How long there is nothing to do but wait for events.
     fn patience(&self) -> Duration {
-        const FOR_EVER: Duration = Duration::from_secs(3_600);
+        self.until_commit().min(CHECK_EVERY.saturating_sub(self.checked_at.elapsed()))
+    }
+
+    fn until_commit(&self) -> Duration {
         let since = self.committed_at.map_or(Duration::MAX, |at| at.elapsed());
-        if self.is_safe() { FOR_EVER } else { COMMIT_EVERY.saturating_sub(since) }
+        if self.is_safe() { Duration::MAX } else { COMMIT_EVERY.saturating_sub(since) }
     }
 
     fn is_safe(&self) -> bool {
@@ -328,7 +415,7 @@ impl<M: Medium> Writer<M> {
     fn is_due(&self) -> bool {
         let is_much = self.end.sequence - self.safe >= MOST_UNSAFE;
         let is_urgent = self.state.closing.load(Relaxed) || self.state.failing.load(Relaxed);
-        !self.is_safe() && (is_much || is_urgent || self.patience().is_zero())
+        !self.is_safe() && (is_much || is_urgent || self.until_commit().is_zero())
     }
 
     /// Writes what is pending, and how much was lost meanwhile; true when it could not, and there is no time to try again.
@@ -348,13 +435,15 @@ impl<M: Medium> Writer<M> {
             let closing = self.state.closing.load(Relaxed);
             match self.write() {
                 Ok(()) => {
+                    self.is_failure_logged = false;
                     if self.state.failing.swap(false, Relaxed) {
                         warn!("audit events can be written again; {} were lost so far", self.state.lost.load(Relaxed));
                     }
                     return true;
                 }
                 Err(error) => {
-                    if !self.state.failing.swap(true, Relaxed) {
+                    self.state.failing.store(true, Relaxed);
+                    if !mem::replace(&mut self.is_failure_logged, true) {
                         error!(cause = %error, "AUDIT EVENTS CANNOT BE WRITTEN to the file; trying again each second");
                     }
                 }
@@ -367,7 +456,74 @@ impl<M: Medium> Writer<M> {
         }
     }
 
+    /// Notices a file or a head that is no longer at its path, and gets the chain back there.
+    fn check_paths(&mut self) -> io::Result<()> {
+        self.checked_at = Instant::now();
+        if self.misplaced.is_none() {
+            self.misplaced = self.disk.misplaced();
+            if let Some(misplaced) = self.misplaced {
+                self.state.failing.store(true, Relaxed);
+                let what = misplaced.as_str();
+                error!("THE AUDIT FILE WAS LOST: it was {what} while the server runs; opening it again at its path");
+            }
+        }
+        if let Some(misplaced) = self.misplaced {
+            let ending = self.disk.reopen().map_err(io::Error::other)?;
+            self.go_on_in(ending, misplaced);
+            self.misplaced = None;
+        } else if self.head.as_ref().is_some_and(|head| !self.disk.names(head)) {
+            self.state.failing.store(true, Relaxed);
+            self.head = None;
+            error!(
+                "THE HEAD OF THE AUDIT FILE WAS LOST: it was moved, removed or changed while the server runs; writing it again"
+            );
+            note(&mut self.end, &mut self.pending, &Note::HeadLost);
+        }
+        Ok(())
+    }
+
+    /// Goes on behind the end of another file. What the file before has not got as a whole is written to this one.
+    fn go_on_in(&mut self, Ending { mut end, torn }: Ending, misplaced: Misplaced) {
+        let unwritten = mem::take(&mut self.pending);
+        let mut previous = self.end.clone();
+        let mut events = Vec::new();
+        let (mut at, mut is_first) = (0, true);
+        for line in unwritten.as_bytes().split_inclusive(|byte| *byte == b'\n') {
+            at += line.len();
+            let Some(Ok(record)) = line.strip_suffix(b"\n").map(chain::Record::read) else { continue };
+            if at <= self.written {
+                continue;
+            }
+            if mem::take(&mut is_first) {
+                previous = Head { sequence: record.sequence.saturating_sub(1), hash: record.previous.to_owned() };
+            }
+            match Note::read(record.event) {
+                // Of a file that was lost before a word was written to it.
+                Some(Note::Reopened { previous: before, .. }) => previous = before,
+                // They are about the other file.
+                Some(Note::Started { .. } | Note::Sealed { .. } | Note::HeadLost) => {}
+                Some(Note::Lost { .. } | Note::Stopped) | None => events.push(record.event),
+            }
+        }
+        anchor("file_lost", &previous);
+        anchor("file_opened", &end);
+        (self.safe, self.head, self.written) = (end.sequence, None, 0);
+        self.unsafe_events = events.len() as u64;
+        if let Some(torn) = torn {
+            self.pending.push("\n");
+            note(&mut end, &mut self.pending, &Note::sealing(&torn));
+        }
+        note(&mut end, &mut self.pending, &Note::Reopened { previous, cause: misplaced.as_str().to_owned() });
+        for event in events {
+            end.append(&mut self.pending, |text| text.push(event));
+        }
+        self.end = end;
+    }
+
     fn write(&mut self) -> io::Result<()> {
+        if self.misplaced.is_some() || self.checked_at.elapsed() >= CHECK_EVERY || self.state.closing.load(Relaxed) {
+            self.check_paths()?;
+        }
         while let Some(rest) = self.pending.as_bytes().get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.disk.append(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -381,6 +537,7 @@ impl<M: Medium> Writer<M> {
         if self.is_due() {
             self.disk.commit(&self.end)?;
             (self.safe, self.committed_at) = (self.end.sequence, Some(Instant::now()));
+            self.head = Some(self.end.clone());
             self.unsafe_events = 0;
         }
         Ok(())
@@ -505,6 +662,18 @@ mod tests {
             disk.head = Some(end.clone());
             Ok(())
         }
+
+        fn misplaced(&self) -> Option<Misplaced> {
+            None
+        }
+
+        fn names(&self, end: &Head) -> bool {
+            self.0.lock().unwrap().head.as_ref() == Some(end)
+        }
+
+        fn reopen(&mut self) -> Result<Ending, OpenError> {
+            unreachable!("it is never lost")
+        }
     }
 
     #[test]
@@ -543,7 +712,7 @@ mod tests {
             writer.pending.push("\n");
             writer.end.sequence += records;
             writer.write().unwrap();
-            (disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), writer.patience() > COMMIT_EVERY)
+            (disk.0.lock().unwrap().head.as_ref().map(|head| head.sequence), writer.until_commit() > COMMIT_EVERY)
         };
         assert_eq!(append(1, COMMIT_EVERY), (Some(1), true));
         assert_eq!(append(1, Duration::ZERO), (Some(1), false));
@@ -551,6 +720,57 @@ mod tests {
         assert_eq!(append(1, COMMIT_EVERY), (Some(4), true));
         assert_eq!(append(MOST_UNSAFE - 1, Duration::ZERO), (Some(4), false));
         assert_eq!(append(1, Duration::ZERO), (Some(4 + MOST_UNSAFE), true));
+    }
+
+    #[test]
+    fn what_the_lost_file_has_not_got_as_a_whole_is_in_the_one_after_it() {
+        // So much of three events got into the lost file, in bytes: a part of the first, all of it and a part of the second, all.
+        for (part, whole_lines) in [(0.0, 0), (0.9, 0), (1.0, 1), (1.5, 1), (3.0, 3)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("audit.jsonl");
+            let (disk, ending) = Disk::open(&path).unwrap();
+            let mut writer = Writer::new(disk, ending.end, Arc::default());
+            note(&mut writer.end, &mut writer.pending, &Note::Started { head: None });
+            writer.write().unwrap();
+            (0..3).for_each(|_| writer.append(&event()));
+            let line = writer.pending.len() as f64 / 3.0;
+            let written = writer.pending.as_bytes()[..(line * part) as usize].to_vec();
+            writer.written = writer.disk.append(&written).unwrap();
+            let lost = std::fs::read_to_string(&path).unwrap();
+            let last = lost.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).next_back().unwrap();
+            let last = chain::Record::read(last.as_bytes()).unwrap().head();
+            assert_eq!(last.sequence, 1 + whole_lines);
+
+            std::fs::remove_file(&path).unwrap();
+            writer.state.closing.store(true, Relaxed);
+            assert!(writer.write_until_done());
+            assert_eq!((writer.unsafe_events, writer.state.failing.load(Relaxed)), (0, false));
+            let whole = verify(&path).unwrap();
+            assert_eq!(whole.records, 1 + 3 - whole_lines, "{part}");
+            let [incident] = whole.incidents.as_slice() else { panic!("{whole:?}") };
+            assert!(incident.line == 1 && incident.what.contains(&last.hash), "{part}: {incident:?}");
+        }
+    }
+
+    #[test]
+    fn a_copy_in_the_place_of_the_file_must_not_lack_records() {
+        for kept in [3, 2] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("audit.jsonl");
+            let (disk, ending) = Disk::open(&path).unwrap();
+            let mut writer = Writer::new(disk, ending.end, Arc::default());
+            writer.state.closing.store(true, Relaxed);
+            (0..3).for_each(|_| writer.append(&event()));
+            assert!(writer.write_until_done());
+            let lines = std::fs::read_to_string(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, lines.split_inclusive('\n').take(kept).collect::<String>()).unwrap();
+            assert!(writer.write_until_done());
+            match verify(&path) {
+                Ok(whole) => assert_eq!((kept, whole.records, whole.incidents.len()), (3, 4, 1)),
+                Err(broken) => assert!(kept == 2 && broken.to_string().contains("lines are missing"), "{broken}"),
+            }
+        }
     }
 
     #[tokio::test]
