@@ -147,8 +147,7 @@ impl App {
             let told = (Arc::clone(&metrics), Arc::clone(&audit));
             Guard::new(inbound, &settings.web.rate_limit, verifier, told, tools.permissions())
         });
-        let (metrics_of_web, timeout) = (Arc::clone(&metrics), settings.backend.timeout);
-        let web = Web::new(&settings.web, tools, metrics_of_web, Arc::clone(&health), timeout, guard);
+        let web = Web::new(&settings.web, tools, Arc::clone(&metrics), Arc::clone(&health), guard);
         Ok(Self {
             main,
             management,

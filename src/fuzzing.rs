@@ -59,7 +59,7 @@ impl Bench {
             ..WebSettings::default()
         };
         let health = Arc::new(Health::new(|| false, false));
-        let web = Arc::new(Web::new(&settings, tools, metrics, health, Duration::from_secs(10), None));
+        let web = Arc::new(Web::new(&settings, tools, metrics, health, None));
         Self { runtime, backend, web, limits: Limits::from(&settings) }
     }
 

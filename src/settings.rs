@@ -315,6 +315,8 @@ pub struct WebSettings {
     pub max_in_flight_per_tool: usize,
     /// `REQUEST_HEADER_TIMEOUT`: how long a client may take to send a request's head.
     pub request_header_timeout: Duration,
+    /// `REQUEST_BODY_TIMEOUT`: how long a client may take to send a request's body.
+    pub request_body_timeout: Duration,
     /// `KEEP_ALIVE_TIMEOUT`: how long a connection may stay idle between requests.
     pub keep_alive_timeout: Duration,
     /// `DRAIN_DELAY`: how long new work is still accepted after SIGTERM, while endpoint lists catch up.
@@ -363,6 +365,7 @@ impl Default for WebSettings {
             max_in_flight: 768,
             max_in_flight_per_tool: half_of(BACKEND_CONCURRENCY),
             request_header_timeout: Duration::from_secs(10),
+            request_body_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(75),
             drain_delay: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(25),
@@ -667,6 +670,7 @@ fn web(
             parse::seconds,
             defaults.request_header_timeout,
         ),
+        request_body_timeout: reader.optional("REQUEST_BODY_TIMEOUT", parse::seconds, defaults.request_body_timeout),
         keep_alive_timeout: reader.optional("KEEP_ALIVE_TIMEOUT", parse::seconds, defaults.keep_alive_timeout),
         drain_delay,
         shutdown_grace,

@@ -16,6 +16,7 @@ mod problem;
 mod properties;
 mod rate;
 mod refusals;
+mod request_body;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -33,7 +34,7 @@ use futures_util::future::BoxFuture;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use ipnet::IpNet;
 use rmcp::model::InitializeRequestParams;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
@@ -53,12 +54,13 @@ pub use listener::{Lane, Limits, Listener};
 
 use crate::auth::{Caller, Refusal, StepUp};
 use crate::json;
-use crate::problem::{ErrorCode, Problem};
+use crate::problem::Problem;
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, PROTOCOL_VERSIONS, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
 use crate::tools::{ToolServer, Written};
 use rate::RateLimit;
+use request_body::{BodyReader, ReadError};
 
 /// Where clients find the protocol that we speak.
 const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-07-28";
@@ -95,20 +97,20 @@ struct Endpoint {
     /// Room for requests at the same time.
     room: Semaphore,
     max_request_bytes: usize,
-    wall: Duration,
+    bodies: BodyReader,
 }
 
 impl Web {
-    /// Wires the routes. `call_timeout` is what a tool call may take.
+    /// Wires the routes.
     pub fn new(
         settings: &WebSettings,
         tools: ToolServer,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
-        call_timeout: Duration,
         guard: Option<Guard>,
     ) -> Self {
         let guard = guard.map(Arc::new);
+        let max_buffered_bytes = tools.memory().limit();
         let endpoint = Arc::new(Endpoint {
             tools: tools.clone(),
             mcp: StreamableHttpService::new(move || Ok(tools.clone()), Arc::default(), transport(settings)),
@@ -118,8 +120,7 @@ impl Web {
             rate_limit: RateLimit::new(&settings.rate_limit),
             room: Semaphore::new(settings.max_in_flight),
             max_request_bytes: settings.max_request_bytes,
-            // The tool's own deadline comes first and tells more; this one also covers a body that never arrives.
-            wall: call_timeout + Duration::from_secs(5),
+            bodies: BodyReader::new(settings.request_body_timeout, settings.max_request_bytes, max_buffered_bytes),
         });
         let mut mcp =
             Router::new().route("/mcp", post(mcp_endpoint)).route("/mcp/", post(mcp_endpoint)).with_state(endpoint);
@@ -312,44 +313,47 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
         // Before the body has arrived, or a client that waits for `100 Continue` has sent it.
         return problem::body_too_large();
     }
-    // Known by now, and before the body is read. Routes without callers, as those for health, have no such limit.
+    // Known by now. Routes without callers, as those for health, have no such limit.
     let caller = request.extensions().get::<Caller>();
-    let _seat = match caller.map(|caller| endpoint.rate_limit.admit(caller)).transpose() {
-        Ok(seat) => seat.flatten(),
+    let charged = match caller.map(|caller| endpoint.rate_limit.charge(caller)).transpose() {
+        Ok(charged) => charged.flatten(),
         Err(wait) => {
             endpoint.metrics.shed(Shed::Caller);
             return after_the_body(request, endpoint.max_request_bytes, problem::too_many_requests(wait)).await;
         }
     };
+    let (parts, mut body) = request.into_parts();
+    let body = match endpoint.bodies.read(&mut body).await {
+        Ok(body) => body,
+        Err(ReadError::NoMemory) => {
+            endpoint.metrics.shed(Shed::Memory);
+            let full = problem::overloaded("The server has no memory left for a request of this size.");
+            return after_the_body(Request::from_parts(parts, body), endpoint.max_request_bytes, full).await;
+        }
+        Err(ReadError::TooSlow(timeout)) => return problem::body_too_slow(timeout),
+        Err(ReadError::TooLarge) => return problem::body_too_large(),
+        Err(ReadError::Incomplete) => return problem::broken_off(),
+    };
+    // From here on the client can hold nothing up: what a request takes from others is taken now, and the call has a deadline.
+    let _seat = match charged.map(|charged| charged.seat()).transpose() {
+        Ok(seat) => seat,
+        Err(wait) => {
+            endpoint.metrics.shed(Shed::Caller);
+            return refused_message(&body, problem::too_many_requests(wait));
+        }
+    };
     let Ok(_room) = endpoint.room.try_acquire() else {
         endpoint.metrics.shed(Shed::Server);
         let full = problem::overloaded("The server has as many requests as it takes at the same time.");
-        return after_the_body(request, endpoint.max_request_bytes, full).await;
+        return refused_message(&body, full);
     };
     let _in_flight = endpoint.metrics.request_in_flight();
-    match tokio::time::timeout(endpoint.wall, speak_mcp(endpoint, request)).await {
-        Ok(response) => response,
-        Err(_elapsed) => {
-            let mut problem = Problem::new(
-                ErrorCode::TimeoutError,
-                "The request was not complete, or not answered, in time. Send it again, as one piece.",
-            );
-            problem.details.timeout_seconds = Some(endpoint.wall.as_secs_f64());
-            problem.details.retryable = true;
-            problem::response(StatusCode::GATEWAY_TIMEOUT, problem)
-        }
-    }
+    answer_message(endpoint, parts, body).await
 }
 
-/// Reads the body and answers its message. Whatever the answer is, the body has been read, and the connection is free for the next
-/// request.
-async fn speak_mcp(endpoint: &Endpoint, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    match Limited::new(body, endpoint.max_request_bytes).collect().await {
-        Ok(body) => answer_message(endpoint, parts, body.to_bytes()).await,
-        Err(error) if error.is::<LengthLimitError>() => problem::body_too_large(),
-        Err(_) => problem::broken_off(),
-    }
+/// A refusal of a message that has been read, with its id.
+fn refused_message(body: &[u8], refusal: Response) -> Response {
+    problem::to_request(refusal, Message::read(body).ok().and_then(|message| message.id))
 }
 
 /// A plain call takes the short way to its tool; every other message is read for what is wrong with it, and is then rmcp's.
@@ -357,7 +361,7 @@ async fn answer_message(endpoint: &Endpoint, parts: Parts, body: Bytes) -> Respo
     let Ok(_memory) = endpoint.tools.memory().lease_parsing(&body) else {
         endpoint.metrics.shed(Shed::Memory);
         let full = problem::overloaded("The server has no memory left for a message of this size and shape.");
-        return problem::to_request(full, Message::read(&body).ok().and_then(|message| message.id));
+        return refused_message(&body, full);
     };
     let refused = match plain::head(&parts.headers, &endpoint.allowed) {
         Ok(head) => match head.and_then(|head| endpoint.tools.plain_call(head, &body, &parts.extensions)) {

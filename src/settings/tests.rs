@@ -59,6 +59,7 @@ fn every_good_value_is_understood() {
     let request: Show = |settings| settings.web.max_request_bytes.to_string();
     let connections: Show = |settings| settings.web.max_connections.to_string();
     let header: Show = |settings| format!("{:?}", settings.web.request_header_timeout);
+    let body: Show = |settings| format!("{:?}", settings.web.request_body_timeout);
     let idle: Show = |settings| format!("{:?}", settings.web.keep_alive_timeout);
     let drain: Show = |settings| format!("{:?}", settings.web.drain_delay);
     let grace: Show = |settings| format!("{:?}", settings.web.shutdown_grace);
@@ -159,6 +160,8 @@ fn every_good_value_is_understood() {
         ("MAX_CONNECTIONS", "1", connections, "1"),
         ("MAX_CONNECTIONS", "65536", connections, "65536"),
         ("REQUEST_HEADER_TIMEOUT", "2.5", header, "2.5s"),
+        ("REQUEST_BODY_TIMEOUT", "", body, "10s"),
+        ("REQUEST_BODY_TIMEOUT", "0.25", body, "250ms"),
         ("KEEP_ALIVE_TIMEOUT", "60", idle, "60s"),
         ("DRAIN_DELAY", "0", drain, "0ns"),
         ("DRAIN_DELAY", "25", drain, "25s"),
@@ -310,6 +313,7 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
         ("BACKEND_CIRCUIT_BREAKER", &["maybe"], "expected true, false, 1, 0, yes or no"),
         ("BACKEND_IDEMPOTENT_CREATES", &["maybe"], "expected true, false, 1, 0, yes or no"),
         ("REQUEST_HEADER_TIMEOUT", &["0"], "above 0"),
+        ("REQUEST_BODY_TIMEOUT", &["0", "-1", "ten"], "above 0"),
         ("KEEP_ALIVE_TIMEOUT", &["-0"], "above 0"),
         ("DRAIN_DELAY", &["-1", "soon"], "is not a number of seconds from 0 to 86400"),
         ("DRAIN_DELAY", &["25.5"], "is longer than SHUTDOWN_GRACE, of which it is a part; expected at most 25"),

@@ -237,6 +237,11 @@ pub const VARIABLES: &[Variable] = &[
         "MCP requests of one caller with an identity at the same time, from 0 (no limit) to 65536; more get 429, so that one caller cannot take all.",
     ),
     optional("REQUEST_HEADER_TIMEOUT", "10", "Seconds that a client may take to send the head of a request."),
+    optional(
+        "REQUEST_BODY_TIMEOUT",
+        "10",
+        "Seconds that a client may take to send the body of a request, apart from the time that a call has; more get 408, before anything is run.",
+    ),
     optional("KEEP_ALIVE_TIMEOUT", "75", "Seconds that a connection may stay idle between requests."),
     optional(
         "DRAIN_DELAY",

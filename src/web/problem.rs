@@ -138,6 +138,21 @@ pub(super) fn broken_off() -> Response {
     response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, INCOMPLETE))
 }
 
+/// The body was not complete in time.
+pub(super) fn body_too_slow(timeout: Duration) -> Response {
+    let seconds = timeout.as_secs_f64();
+    let message = format!(
+        "The body of the request did not arrive as a whole within {seconds} s (REQUEST_BODY_TIMEOUT). Nothing was run: send the \
+         request again."
+    );
+    let mut problem = Problem::new(ErrorCode::TimeoutError, message);
+    problem.details.timeout_seconds = Some(seconds);
+    problem.details.retryable = true;
+    let mut response = response(StatusCode::REQUEST_TIMEOUT, problem);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 /// There is no room now.
 pub(super) fn overloaded(message: &str) -> Response {
     let mut problem = Problem::new(ErrorCode::ServiceError, format!("{message} Try again in a second."));

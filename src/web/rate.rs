@@ -2,6 +2,9 @@
 //! client address of callers who have none; and for each identity a share of the requests at the same time, because a few slow ones
 //! can take as much room as many quick ones.
 //!
+//! A request is charged to its caller's bucket before its body is read, and gets a seat of theirs once the body is there: a body may
+//! come slowly.
+//!
 //! The buckets are bounded in number, and each is two atomic numbers: the time at which it will be full again, and the requests
 //! that are being answered. What is over a limit is refused at once, never queued.
 
@@ -35,15 +38,31 @@ impl RateLimit {
         Self { callers: buckets(settings.per_caller, settings.in_flight), addresses: buckets(settings.per_address, 0) }
     }
 
-    /// Takes one request out of the caller's bucket, or tells how long it takes until there is one in it. The seat is to be kept until
-    /// the request has been answered.
-    pub(super) fn admit(&self, caller: &Caller) -> Result<Option<Seat>, Duration> {
+    /// Takes one request out of the caller's bucket, or tells how long it takes until there is one in it.
+    pub(super) fn charge(&self, caller: &Caller) -> Result<Option<Charged>, Duration> {
         let buckets = if caller.identity().is_some() { &self.callers } else { &self.addresses };
         let Some(buckets) = buckets else { return Ok(None) };
         match caller.identity() {
             Some(identity) => buckets.take((identity.tenant(), identity.object())).map(Some),
             None => buckets.take(household(caller.address())).map(Some),
         }
+    }
+}
+
+/// A request that has been taken out of its caller's bucket.
+#[derive(Debug)]
+pub(super) struct Charged {
+    bucket: Arc<Bucket>,
+    at_once: u32,
+}
+
+impl Charged {
+    /// One of the caller's requests at the same time, if there is one left, or how long to wait before the next try. The seat is to be
+    /// kept until the work for the request has ended.
+    pub(super) fn seat(self) -> Result<Seat, Duration> {
+        let in_flight = self.bucket.in_flight.fetch_add(1, Relaxed);
+        let seat = Seat(self.bucket);
+        if self.at_once > 0 && in_flight >= self.at_once { Err(Duration::from_secs(1)) } else { Ok(seat) }
     }
 }
 
@@ -99,16 +118,12 @@ impl Buckets {
         }
     }
 
-    pub(super) fn take(&self, who: impl std::hash::Hash) -> Result<Seat, Duration> {
+    pub(super) fn take(&self, who: impl std::hash::Hash) -> Result<Charged, Duration> {
         // Two callers whose keyed hashes are the same would share a bucket: nobody can bring that about.
         let key = self.secret.hash_one(who);
         let Ok(bucket) = self.of.get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(Arc::default()));
-        let in_flight = bucket.in_flight.fetch_add(1, Relaxed);
-        let seat = Seat(bucket);
-        if self.at_once > 0 && in_flight >= self.at_once {
-            return Err(Duration::from_secs(1));
-        }
-        self.fill(&seat.0.full_at).map(|()| seat)
+        self.fill(&bucket.full_at)?;
+        Ok(Charged { bucket, at_once: self.at_once })
     }
 
     /// How long it takes until there is something in the bucket, if it is empty. Takes nothing.
@@ -154,16 +169,16 @@ mod tests {
         let limit = limit(10.0, 5);
         let caller = from("192.0.2.1");
         for _ in 0..5 {
-            assert!(limit.admit(&caller).is_ok());
+            assert!(limit.charge(&caller).is_ok());
         }
-        assert_eq!(limit.admit(&caller).unwrap_err(), Duration::from_millis(100));
+        assert_eq!(limit.charge(&caller).unwrap_err(), Duration::from_millis(100));
         tokio::time::advance(Duration::from_millis(60)).await;
-        assert_eq!(limit.admit(&caller).unwrap_err(), Duration::from_millis(40), "a refusal costs nothing");
+        assert_eq!(limit.charge(&caller).unwrap_err(), Duration::from_millis(40), "a refusal costs nothing");
         tokio::time::advance(Duration::from_millis(40)).await;
-        assert!(limit.admit(&caller).is_ok());
-        assert!(limit.admit(&caller).is_err());
+        assert!(limit.charge(&caller).is_ok());
+        assert!(limit.charge(&caller).is_err());
         tokio::time::advance(Duration::from_secs(3_600)).await;
-        let admitted = (0..100).filter(|_| limit.admit(&caller).is_ok()).count();
+        let admitted = (0..100).filter(|_| limit.charge(&caller).is_ok()).count();
         assert_eq!(admitted, 5, "an hour of rest fills the bucket and no more");
     }
 
@@ -173,9 +188,9 @@ mod tests {
         let (noisy, quiet) = (from("192.0.2.1"), from("192.0.2.2"));
         let (mut noisy_admitted, mut quiet_refused) = (0, 0);
         for millisecond in 0..10_000 {
-            noisy_admitted += usize::from(limit.admit(&noisy).is_ok());
+            noisy_admitted += usize::from(limit.charge(&noisy).is_ok());
             if millisecond % 20 == 0 {
-                quiet_refused += usize::from(limit.admit(&quiet).is_err());
+                quiet_refused += usize::from(limit.charge(&quiet).is_err());
             }
             tokio::time::advance(Duration::from_millis(1)).await;
         }
@@ -187,12 +202,12 @@ mod tests {
     async fn a_hundred_thousand_callers_are_not_all_remembered_and_the_noisy_one_is_not_forgotten() {
         let limit = limit(1.0, 1);
         let noisy = from("192.0.2.1");
-        assert!(limit.admit(&noisy).is_ok());
+        assert!(limit.charge(&noisy).is_ok());
         for number in 0..100_000u32 {
             let other = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-            assert!(limit.admit(&Caller::unauthenticated(other)).is_ok(), "{other}");
+            assert!(limit.charge(&Caller::unauthenticated(other)).is_ok(), "{other}");
             if number % 100 == 0 {
-                assert!(limit.admit(&noisy).is_err(), "forgotten after {number} others");
+                assert!(limit.charge(&noisy).is_err(), "forgotten after {number} others");
             }
         }
         let remembered = limit.addresses.as_ref().unwrap().of.len();
@@ -202,11 +217,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_network_of_ipv6_is_one_caller_and_zero_means_no_limit() {
         let limited = limit(1.0, 1);
-        assert!(limited.admit(&from("2001:db8:1:1::1")).is_ok());
-        assert!(limited.admit(&from("2001:db8:1:1:ffff::2")).is_err());
-        assert!(limited.admit(&from("2001:db8:1:2::1")).is_ok());
+        assert!(limited.charge(&from("2001:db8:1:1::1")).is_ok());
+        assert!(limited.charge(&from("2001:db8:1:1:ffff::2")).is_err());
+        assert!(limited.charge(&from("2001:db8:1:2::1")).is_ok());
         let unlimited = limit(0.0, 1);
-        assert!((0..1_000).all(|_| unlimited.admit(&from("192.0.2.1")).is_ok()));
+        assert!((0..1_000).all(|_| unlimited.charge(&from("192.0.2.1")).is_ok()));
     }
 
     #[tokio::test]
@@ -215,7 +230,7 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let limit = Arc::clone(&limit);
-                std::thread::spawn(move || (0..1_000).filter(|_| limit.admit(&from("192.0.2.1")).is_ok()).count())
+                std::thread::spawn(move || (0..1_000).filter(|_| limit.charge(&from("192.0.2.1")).is_ok()).count())
             })
             .collect();
         let admitted: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
@@ -226,13 +241,14 @@ mod tests {
     async fn who_keeps_all_their_seats_gets_no_other_until_one_is_free_and_a_refusal_takes_none() {
         for per_second in [0.0, 1_000.0] {
             let buckets = Buckets::new(per_second, 1_000, 3, REMEMBERED);
-            let mut seats: Vec<_> = (0..3).map(|_| buckets.take("a").unwrap()).collect();
+            let seat = |of| buckets.take(of).unwrap().seat();
+            let mut seats: Vec<_> = (0..3).map(|_| seat("a").unwrap()).collect();
             for _ in 0..10 {
-                assert_eq!(buckets.take("a").unwrap_err(), Duration::from_secs(1));
+                assert_eq!(seat("a").unwrap_err(), Duration::from_secs(1));
             }
-            assert!(buckets.take("b").is_ok(), "another has seats of their own");
+            assert!(seat("b").is_ok(), "another has seats of their own");
             seats.pop();
-            assert!(buckets.take("a").is_ok());
+            assert!(seat("a").is_ok());
             drop(seats);
             assert_eq!(buckets.of.get(&buckets.secret.hash_one("a")).unwrap().in_flight.load(Relaxed), 0);
         }

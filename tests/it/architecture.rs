@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
-    ("web", &["auth", "json", "problem", "settings", "telemetry", "tools"]),
+    ("web", &["auth", "json", "memory", "problem", "settings", "telemetry", "tools"]),
     ("tools", &["auth", "backend", "memory", "problem", "telemetry"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),

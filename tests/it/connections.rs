@@ -20,19 +20,19 @@ async fn app_with(change: impl FnOnce(&mut WebSettings)) -> TestApp {
 }
 
 /// A connection without a client library in between.
-struct Wire(TcpStream);
+pub struct Wire(pub TcpStream);
 
 impl Wire {
-    async fn to(app: &TestApp) -> Self {
+    pub async fn to(app: &TestApp) -> Self {
         Self(TcpStream::connect(app.address).await.unwrap())
     }
 
-    async fn say(&mut self, text: &str) {
+    pub async fn say(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
     /// Reads one answer, which must have a `Content-Length`: its status, head and body.
-    async fn answer(&mut self) -> (u16, String, String) {
+    pub async fn answer(&mut self) -> (u16, String, String) {
         let mut text = String::new();
         loop {
             if let Some((head, body)) = text.split_once("\r\n\r\n") {
@@ -50,8 +50,18 @@ impl Wire {
         }
     }
 
+    /// Reads one interim answer: its status.
+    pub async fn informed(&mut self) -> u16 {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let byte = tokio::time::timeout(HANGS, self.0.read_u8()).await.expect("no answer").unwrap();
+            head.push(byte);
+        }
+        String::from_utf8_lossy(&head)[9..12].parse().unwrap()
+    }
+
     /// Waits until the other side ends the connection; anything it still says fails the test.
-    async fn closed(&mut self) {
+    pub async fn closed(&mut self) {
         let mut rest = Vec::new();
         let reading = self.0.read_to_end(&mut rest);
         // A reset is an end as well.
@@ -158,7 +168,7 @@ async fn a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_served() {
 
 #[tokio::test]
 async fn a_body_that_never_arrives_ends_as_a_timeout() {
-    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(200)).await;
+    let app = app_with(|web| web.request_body_timeout = Duration::from_millis(200)).await;
     let mut wire = Wire::to(&app).await;
     wire.say(
         "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -168,7 +178,7 @@ async fn a_body_that_never_arrives_ends_as_a_timeout() {
     let (status, _, body) = wire.answer().await;
     let error: Value = serde_json::from_str(&body).unwrap();
     let error = error_object(&error);
-    assert_eq!((status, &error["error"]), (504, &json!("TIMEOUT_ERROR")), "{error}");
+    assert_eq!((status, &error["error"]), (408, &json!("TIMEOUT_ERROR")), "{error}");
     assert_eq!(error["details"]["trace_id"].as_str().map(str::len), Some(32), "{error}");
     wire.closed().await;
 }
@@ -247,7 +257,7 @@ async fn who_is_told_to_come_later_can_do_so_on_the_same_connection() {
     for status in [429, 503] {
         let app = app_with(|web| match status {
             429 => (web.rate_limit.per_address, web.rate_limit.burst) = (0.001, 1),
-            _ => web.max_in_flight = 1,
+            _ => (web.max_in_flight, web.request_body_timeout) = (1, Duration::from_secs(2)),
         })
         .await;
         app.until_ready().await;
@@ -272,7 +282,8 @@ async fn who_is_told_to_come_later_can_do_so_on_the_same_connection() {
         // A body that never comes is not waited for long, and the client is told that the connection ends.
         wire.say(&head).await;
         let (seen, head, _) = wire.answer().await;
-        assert!(seen == status && head.contains("connection: close"), "{head}");
+        let expected = if status == 503 { 408 } else { status };
+        assert!(seen == expected && head.contains("connection: close"), "{head}");
         wire.closed().await;
     }
 }

@@ -549,7 +549,7 @@ async fn messages_of_strange_shapes_and_sizes_are_refused_before_the_backend_hea
 
 #[tokio::test]
 async fn bodies_that_stall_end_at_the_requests_own_deadline() {
-    let app = TestApp::spawn_with(|settings| settings.backend.timeout = Duration::from_millis(100)).await;
+    let app = TestApp::spawn_with(|settings| settings.web.request_body_timeout = Duration::from_millis(100)).await;
     let stalled = [
         in_chunks(&format!("ffffffffffffffff\r\n{CALL}")),
         in_chunks("5\r\n{"),
@@ -558,7 +558,7 @@ async fn bodies_that_stall_end_at_the_requests_own_deadline() {
         framed("Content-Length: 98304\r\n", ""),
     ];
     for answers in join_all(stalled.iter().map(|request| answers(&app, request))).await {
-        assert_eq!(answers, [(504, "TIMEOUT_ERROR".to_owned())]);
+        assert_eq!(answers, [(408, "TIMEOUT_ERROR".to_owned())]);
     }
     assert_eq!(app.backend_requests().len(), 0);
     app.until_idle().await;

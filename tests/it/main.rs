@@ -11,6 +11,7 @@
 
 mod support;
 
+mod admission;
 mod architecture;
 mod audit;
 mod authorization;
