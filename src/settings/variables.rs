@@ -221,7 +221,11 @@ pub const VARIABLES: &[Variable] = &[
         "MCP requests that may come, and tokens that may be refused, at once before a rate limit counts, from 1 to 65536.",
     ),
     optional("MAX_REQUEST_BYTES", "98304", "Largest request body, from 1024 to 67108864 bytes."),
-    optional("MAX_CONNECTIONS", "1024", "Connections open at the same time on the main listener, from 1 to 65536."),
+    optional(
+        "MAX_CONNECTIONS",
+        "1024",
+        "Connections open at the same time on the main listener, from 1 to 65536; beyond that, the one that has been idle for longest is closed for a new request.",
+    ),
     optional(
         "MAX_IN_FLIGHT",
         "768",

@@ -12,6 +12,10 @@ use crate::support::{Era, TestApp, error_object, message, until};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
+/// A request that is no probe.
+const LISTING: &str = "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+    Content-Length: 46\r\n\r\n{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}";
+
 /// What takes longer does not end at all: no machine is so busy.
 const HANGS: Duration = Duration::from_secs(60);
 
@@ -211,6 +215,13 @@ async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
         assert_eq!(wire.answer().await.0, 200);
         crowd.push(wire);
     }
+    // Probes close no connection, though all are idle.
+    until(async || app.metric("http_server_open_connections").await == 4.0).await;
+    for wire in &mut crowd {
+        wire.say(LIVE).await;
+        assert_eq!(wire.answer().await.0, 200);
+        wire.say(&LIVE[..10]).await;
+    }
 
     for probe in ["/health/live", "/health/ready"] {
         let mut wire = Wire::to(&app).await;
@@ -239,6 +250,73 @@ async fn a_crowd_cannot_hide_our_health_and_is_told_when_to_come_again() {
     drop(crowd);
     app.until_ready().await;
     until(async || app.send(Era::Legacy, "tools/list", json!({})).await.status() == 200).await;
+}
+
+#[tokio::test]
+async fn when_all_places_are_taken_the_longest_idle_connection_makes_room() {
+    let app = app_with(|web| web.max_connections = 4).await;
+    let mut crowd = Vec::new();
+    for _ in 0..4 {
+        crowd.push(Wire::to(&app).await);
+    }
+    until(async || app.metric("http_server_open_connections").await == 4.0).await;
+    // The first never sends anything; of the others, the third has been idle for longest.
+    for index in [2, 1, 3] {
+        crowd[index].say(LIVE).await;
+        assert_eq!(crowd[index].answer().await.0, 200);
+    }
+    let mut newcomers = Vec::new();
+    for closed in [0, 2] {
+        let mut wire = Wire::to(&app).await;
+        wire.say(LISTING).await;
+        let (status, head, _) = wire.answer().await;
+        assert_eq!((status, head.contains("connection: close")), (200, false), "{head}");
+        crowd[closed].closed().await;
+        newcomers.push(wire);
+    }
+    // Everybody else keeps their connection, the newcomers too.
+    newcomers.extend([crowd.remove(3), crowd.remove(1)]);
+    for wire in &mut newcomers {
+        wire.say(LIVE).await;
+        assert_eq!(wire.answer().await.0, 200);
+    }
+    assert_eq!(app.metric("http_server_open_connections").await, 4.0);
+    assert_eq!(app.metric("mcp_server_shed_total{limit=\"connections\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn connections_that_receive_or_answer_a_request_are_never_closed_for_others() {
+    let app = app_with(|web| web.max_connections = 4).await;
+    let mut receiving = Wire::to(&app).await;
+    receiving.say(&LIVE[..10]).await;
+    let mut again = Wire::to(&app).await;
+    again.say(LIVE).await;
+    assert_eq!(again.answer().await.0, 200);
+    again.say(&LIVE[..10]).await;
+    let writing = waiting_for_much(&app).await;
+    until(async || app.backend_requests().len() == 1).await;
+    app.stand_ins.backend.set_fault([FaultRule::hang().on("GET /users/42")]);
+    let mut answering = Wire::to(&app).await;
+    let (head, body) = in_two_pieces("");
+    answering.say(&[&head, body].concat()).await;
+    until(async || app.backend_requests().len() == 2).await;
+
+    for _ in 0..3 {
+        let mut wire = Wire::to(&app).await;
+        wire.say(LISTING).await;
+        let (status, head, _) = wire.answer().await;
+        assert_eq!((status, head.contains("connection: close")), (503, true), "{head}");
+        wire.closed().await;
+    }
+    for wire in [&mut receiving, &mut again] {
+        wire.say(&LIVE[10..]).await;
+        assert_eq!(wire.answer().await.0, 200);
+    }
+    let mut wire = Wire::to(&app).await;
+    wire.say(LISTING).await;
+    assert_eq!(wire.answer().await.0, 200);
+    receiving.closed().await;
+    drop((writing, answering));
 }
 
 /// A call in two pieces, as clients send it that write head and body one after the other.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt as _;
 use mcp_server::demo::fault::FaultRule;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::support::scrape::{Sample, Scrape};
@@ -239,7 +240,10 @@ async fn metrics_are_answered_while_the_main_listener_takes_nothing_more() {
     until(async || app.metric("http_client_active_requests").await == 1.0).await;
     let mut crowd = Vec::new();
     while crowd.len() < CONNECTIONS - 1 {
-        crowd.push(TcpStream::connect(app.address).await.unwrap());
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        // A silent connection would make room for those that come later.
+        stream.write_all(b"GET /").await.unwrap();
+        crowd.push(stream);
     }
     until(async || app.metric("http_server_open_connections").await == CONNECTIONS as f64).await;
     // Each of its requests comes by a new connection.
