@@ -319,6 +319,8 @@ pub struct WebSettings {
     pub request_body_timeout: Duration,
     /// `KEEP_ALIVE_TIMEOUT`: how long a connection may stay idle between requests.
     pub keep_alive_timeout: Duration,
+    /// `RESPONSE_WRITE_TIMEOUT`: how long a client may take to take in an answer.
+    pub response_write_timeout: Duration,
     /// `DRAIN_DELAY`: how long new work is still accepted after SIGTERM, while endpoint lists catch up.
     pub drain_delay: Duration,
     /// `SHUTDOWN_GRACE`: how long, from SIGTERM, calls in flight may go on.
@@ -367,6 +369,7 @@ impl Default for WebSettings {
             request_header_timeout: Duration::from_secs(10),
             request_body_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(75),
+            response_write_timeout: Duration::from_secs(30),
             drain_delay: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(25),
         }
@@ -672,6 +675,11 @@ fn web(
         ),
         request_body_timeout: reader.optional("REQUEST_BODY_TIMEOUT", parse::seconds, defaults.request_body_timeout),
         keep_alive_timeout: reader.optional("KEEP_ALIVE_TIMEOUT", parse::seconds, defaults.keep_alive_timeout),
+        response_write_timeout: reader.optional(
+            "RESPONSE_WRITE_TIMEOUT",
+            parse::seconds,
+            defaults.response_write_timeout,
+        ),
         drain_delay,
         shutdown_grace,
     }

@@ -61,6 +61,7 @@ fn every_good_value_is_understood() {
     let header: Show = |settings| format!("{:?}", settings.web.request_header_timeout);
     let body: Show = |settings| format!("{:?}", settings.web.request_body_timeout);
     let idle: Show = |settings| format!("{:?}", settings.web.keep_alive_timeout);
+    let write: Show = |settings| format!("{:?}", settings.web.response_write_timeout);
     let drain: Show = |settings| format!("{:?}", settings.web.drain_delay);
     let grace: Show = |settings| format!("{:?}", settings.web.shutdown_grace);
 
@@ -163,6 +164,7 @@ fn every_good_value_is_understood() {
         ("REQUEST_BODY_TIMEOUT", "", body, "10s"),
         ("REQUEST_BODY_TIMEOUT", "0.25", body, "250ms"),
         ("KEEP_ALIVE_TIMEOUT", "60", idle, "60s"),
+        ("RESPONSE_WRITE_TIMEOUT", "0.5", write, "500ms"),
         ("DRAIN_DELAY", "0", drain, "0ns"),
         ("DRAIN_DELAY", "25", drain, "25s"),
         ("SHUTDOWN_GRACE", "30", grace, "30s"),
@@ -315,6 +317,7 @@ fn every_bad_value_is_named_with_what_would_be_accepted() {
         ("REQUEST_HEADER_TIMEOUT", &["0"], "above 0"),
         ("REQUEST_BODY_TIMEOUT", &["0", "-1", "ten"], "above 0"),
         ("KEEP_ALIVE_TIMEOUT", &["-0"], "above 0"),
+        ("RESPONSE_WRITE_TIMEOUT", &["0"], "above 0"),
         ("DRAIN_DELAY", &["-1", "soon"], "is not a number of seconds from 0 to 86400"),
         ("DRAIN_DELAY", &["25.5"], "is longer than SHUTDOWN_GRACE, of which it is a part; expected at most 25"),
         ("SHUTDOWN_GRACE", &["0", "forever"], "above 0"),

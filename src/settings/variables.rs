@@ -248,6 +248,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     optional("KEEP_ALIVE_TIMEOUT", "75", "Seconds that a connection may stay idle between requests."),
     optional(
+        "RESPONSE_WRITE_TIMEOUT",
+        "30",
+        "Seconds that a client may take to take in an answer, counted from the first byte that does not fit into the network's buffers; then its connection is closed.",
+    ),
+    optional(
         "DRAIN_DELAY",
         "5",
         "Seconds after SIGTERM in which new work is still accepted, while endpoint lists catch up; a part of SHUTDOWN_GRACE, and by default no more than half of it.",

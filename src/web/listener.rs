@@ -49,6 +49,7 @@ pub struct Limits {
     connections: usize,
     head_timeout: Duration,
     idle_timeout: Duration,
+    write_timeout: Duration,
 }
 
 impl From<&WebSettings> for Limits {
@@ -57,6 +58,7 @@ impl From<&WebSettings> for Limits {
             connections: settings.max_connections,
             head_timeout: settings.request_header_timeout,
             idle_timeout: settings.keep_alive_timeout,
+            write_timeout: settings.response_write_timeout,
         }
     }
 }

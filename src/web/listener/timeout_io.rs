@@ -21,7 +21,7 @@ pub(super) struct TimeoutIo<S> {
     limits: Limits,
     /// Runs to the one deadline that counts in the phase.
     alarm: Pin<Box<Sleep>>,
-    /// By when a write has to make progress, while one is pending.
+    /// By when all that has been answered has to be written, from the first write that had to wait.
     write_deadline: Option<Instant>,
     /// A part of the next request arrived before the last answer was written.
     has_read_ahead: bool,
@@ -53,14 +53,13 @@ impl<S> TimeoutIo<S> {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Bounds a write that makes no progress.
+    /// Bounds an answer that cannot be written at once, whether or not the client takes some of it now and then.
     fn wrote<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.write_deadline = None;
             return written;
         }
-        let idle_timeout = self.limits.idle_timeout;
-        let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + idle_timeout);
+        let write_timeout = self.limits.write_timeout;
+        let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + write_timeout);
         self.time_out(context, deadline)
     }
 }
@@ -112,7 +111,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<S> {
     /// hyper flushes when it has written all that it holds.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        if self.activity.phase() == Phase::Flushing {
+        let phase = self.activity.phase();
+        if phase != Phase::Writing {
+            self.write_deadline = None;
+        }
+        if phase == Phase::Flushing {
             if std::mem::take(&mut self.has_read_ahead) {
                 self.activity.enter(Phase::Receiving);
             } else {
@@ -165,5 +168,64 @@ impl http_body::Body for AnswerBody {
 impl Drop for AnswerBody {
     fn drop(&mut self) {
         self.activity.enter(Phase::Flushing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::settings::WebSettings;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The bytes of an answer that a client gets that takes so many a second, and how long that took.
+    async fn taken_in(answer: usize, bytes_a_second: usize) -> (usize, Duration) {
+        let (mut client, server) = tokio::io::duplex(1_000);
+        let settings = WebSettings { response_write_timeout: 30 * SECOND, ..WebSettings::default() };
+        let activity = Activity::new(&CancellationToken::new());
+        let io = TimeoutIo::new(server, Arc::clone(&activity), &Limits::from(&settings));
+        let service = service_fn(move |_request| {
+            activity.enter(Phase::Answering);
+            let body = AnswerBody::new(Body::from(vec![b'a'; answer]), Arc::clone(&activity));
+            async { Ok::<_, std::convert::Infallible>(hyper::Response::new(body)) }
+        });
+        let serving = tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(io), service));
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let (begin, mut taken, mut chunk) = (Instant::now(), 0, vec![0; bytes_a_second]);
+        loop {
+            tokio::time::sleep(SECOND).await;
+            let mut read = 0;
+            while read < bytes_a_second {
+                match client.read(&mut chunk[read..]).await.unwrap_or(0) {
+                    0 => {
+                        let _ = serving.await;
+                        return (taken + read, begin.elapsed());
+                    }
+                    some => read += some,
+                }
+            }
+            taken += read;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_a_time_to_be_taken_in_however_steadily_the_client_takes_some_of_it() {
+        // In 25 s, with less in the pipe than the client takes at once.
+        let (taken, took) = taken_in(250_000, 10_000).await;
+        assert!(taken > 250_000 && took < 30 * SECOND, "{taken} bytes, {took:?}");
+        // A thousand bytes a second, of an answer that hyper gets in one piece.
+        let (taken, took) = taken_in(250_000, 1_000).await;
+        assert!((29_000..=32_000).contains(&taken) && took <= 32 * SECOND, "{taken} bytes, {took:?}");
+        // The last bytes count, too.
+        let (taken, took) = taken_in(32_500, 1_000).await;
+        assert!(taken < 32_500 && took <= 32 * SECOND, "{taken} bytes, {took:?}");
     }
 }
