@@ -15,6 +15,7 @@ mod error;
 pub(crate) mod fuzzing;
 #[cfg(test)]
 pub(crate) mod properties;
+mod record;
 mod retry;
 mod segment;
 #[cfg(test)]

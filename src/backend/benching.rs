@@ -11,12 +11,13 @@ pub(crate) fn user_url(client: &BackendClient, id: &str) -> Url {
 
 /// Reads the body of a user's answer.
 pub(crate) fn user(client: &BackendClient, body: &[u8]) -> Result<User, BackendError> {
-    client.decode(&Outgoing::read(Route::User, client.base_url.clone()), body)
+    let user: record::Object<User> = client.decode(&Outgoing::read(Route::User, client.base_url.clone()), body)?;
+    Ok(user.0)
 }
 
 /// Reads the body of a query's answer.
 pub(crate) fn rows(client: &BackendClient, body: &Bytes) -> Result<QueryRows, BackendError> {
-    client.rows(&Outgoing::read(Route::Query, client.base_url.clone()), body)
+    client.rows(&Outgoing::read(Route::Query, client.base_url.clone()), body, 1_000)
 }
 
 /// What comes of a 404.

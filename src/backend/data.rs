@@ -22,8 +22,10 @@ pub struct Query {
 /// What it answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryRows {
-    /// How many rows there are.
+    /// How many rows there are, no more than were asked for.
     pub count: usize,
+    /// Whether the backend sent more.
+    pub truncated: bool,
     /// The rows, with all their columns: a JSON array of objects, compact.
     pub json: String,
 }
@@ -45,10 +47,10 @@ impl BackendClient {
         }
         let request = Outgoing::read(Route::Query, url);
         let body = self.whole_answer(call, &request).await?;
-        self.rows(&request, &body)
+        self.rows(&request, &body, query.limit)
     }
 
-    pub(super) fn rows(&self, request: &Outgoing, body: &Bytes) -> Result<QueryRows, BackendError> {
-        self.parse(request, body, rows::read)
+    pub(super) fn rows(&self, request: &Outgoing, body: &Bytes, limit: u32) -> Result<QueryRows, BackendError> {
+        self.parse(request, body, |body| rows::read(body, limit as usize))
     }
 }

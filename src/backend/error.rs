@@ -93,7 +93,7 @@ impl From<serde_json::Error> for FormError {
         // The quotation comes first and may hold anything; what was expected is a text of ours.
         Self(match text.rsplit_once(", expected ") {
             Some((_found, expected)) => format!("expected {expected}"),
-            None => text,
+            None => text.strip_prefix('.').map(str::to_owned).unwrap_or(text),
         })
     }
 }

@@ -14,11 +14,11 @@ pub(crate) async fn read_answer(client: &BackendClient, what: u8, response: Resp
     }
     let body = client.answer(&call, &request, response).await?;
     match what % 5 {
-        0 => client.decode::<User>(&request, &body).map(drop),
+        0 => client.decode::<record::Object<User>>(&request, &body).map(drop),
         1 => client.decode::<UserPage>(&request, &body).map(drop),
         2 => client.decode::<TicketPage>(&request, &body).map(drop),
-        3 => client.rows(&request, &body).map(drop),
-        _ => client.decode::<Ticket>(&request, &body).map(drop),
+        3 => client.rows(&request, &body, 100).map(drop),
+        _ => client.decode::<record::Object<Ticket>>(&request, &body).map(drop),
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::record::{self, Object, Record, cut, is_false};
 use super::{BackendClient, BackendError, Call, Outgoing, Route};
 
 /// How urgent a ticket is.
@@ -54,27 +55,44 @@ pub struct NewTicket {
     pub assignee_id: Option<String>,
 }
 
-/// A support ticket. Fields that the backend adds are dropped here.
+/// A support ticket, with what the backend says of it. Fields that it adds are dropped here.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct Ticket {
     /// The ticket's id.
+    #[serde(deserialize_with = "record::id")]
     pub id: String,
     /// One line.
-    pub title: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub title: Option<String>,
     /// The whole story.
-    pub description: String,
-    /// How urgent it is.
-    pub priority: Priority,
-    /// Where it stands.
-    pub status: TicketStatus,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub description: Option<String>,
+    /// How urgent it is: a [`Priority`], or another word of the backend's.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String", extend("usually" = "Usually low, medium, high or critical."))]
+    pub priority: Option<String>,
+    /// Where it stands: a [`TicketStatus`], or another word of the backend's.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String", extend("usually" = "Usually open, in_progress or closed."))]
+    pub status: Option<String>,
     /// When it was made, RFC 3339.
-    pub created_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub created_at: Option<String>,
     /// When it last changed, RFC 3339.
-    pub updated_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub updated_at: Option<String>,
     /// The id of the user who works on it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
     #[schemars(with = "String")]
     pub assignee_id: Option<String>,
+}
+
+impl Record for Ticket {
+    const NAME: &'static str = "a ticket";
 }
 
 /// A page of tickets.
@@ -82,8 +100,12 @@ pub struct Ticket {
 pub struct TicketPage {
     /// How many tickets there are in all, with this status if one was asked for.
     pub total: u64,
-    /// The tickets of this page.
+    /// The tickets of this page, no more than were asked for.
+    #[serde(deserialize_with = "record::items")]
     pub items: Vec<Ticket>,
+    /// Whether the backend sent more.
+    #[serde(skip_deserializing, skip_serializing_if = "is_false")]
+    pub truncated: bool,
 }
 
 impl BackendClient {
@@ -94,7 +116,9 @@ impl BackendClient {
     /// [`BackendError`]; one whose `unknown_write` is set may have made the ticket all the same.
     pub async fn create_ticket(&self, call: &Call, ticket: &NewTicket) -> Result<Ticket, BackendError> {
         let body = serde_json::to_vec(ticket).map(Bytes::from).unwrap_or_default();
-        self.send(call, Outgoing::write(Route::CreateTicket, self.url(&["tickets"]), body)).await
+        let Object(ticket) =
+            self.send(call, Outgoing::write(Route::CreateTicket, self.url(&["tickets"]), body)).await?;
+        Ok(ticket)
     }
 
     /// `GET /tickets?skip&limit[&status]`.
@@ -112,6 +136,8 @@ impl BackendClient {
         let mut url = self.url(&["tickets"]);
         let status = status.map(|status| format!("&status={}", status.as_str())).unwrap_or_default();
         url.set_query(Some(&format!("skip={skip}&limit={limit}{status}")));
-        self.send(call, Outgoing::read(Route::Tickets, url)).await
+        let mut page: TicketPage = self.send(call, Outgoing::read(Route::Tickets, url)).await?;
+        page.truncated = cut(&mut page.items, limit);
+        Ok(page)
     }
 }

@@ -7,23 +7,35 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::data::rows;
+use super::record::{self, Object, Record, cut, is_false};
 use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
 
-/// A person known to the backend. Fields that it adds are dropped here.
+/// A person known to the backend, with what it says of them. Fields that it adds are dropped here.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct User {
     /// The user's id, as `get_user_profile` takes it.
+    #[serde(deserialize_with = "record::id")]
     pub id: String,
     /// The full name.
-    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub name: Option<String>,
     /// The e-mail address.
-    pub email: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub email: Option<String>,
     /// When the account was made, RFC 3339.
-    pub created_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "record::text")]
+    #[schemars(with = "String")]
+    pub created_at: Option<String>,
     /// Whatever else the backend knows of the user; only when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "compact")]
     #[schemars(with = "Map<String, Value>")]
     pub details: Option<Box<RawValue>>,
+}
+
+impl Record for User {
+    const NAME: &'static str = "a user";
 }
 
 /// An object that nobody looks into: it stays text, and never becomes a tree.
@@ -40,8 +52,12 @@ fn compact<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>,
 pub struct UserPage {
     /// How many users there are in all.
     pub total: u64,
-    /// The users of this page.
+    /// The users of this page, no more than were asked for.
+    #[serde(deserialize_with = "record::items")]
     pub items: Vec<User>,
+    /// Whether the backend sent more.
+    #[serde(skip_deserializing, skip_serializing_if = "is_false")]
+    pub truncated: bool,
 }
 
 impl BackendClient {
@@ -55,7 +71,7 @@ impl BackendClient {
         if include_details {
             url.set_query(Some("include_details=true"));
         }
-        let mut user: User = self.send(call, Outgoing::read(Route::User, url)).await?;
+        let Object(mut user): Object<User> = self.send(call, Outgoing::read(Route::User, url)).await?;
         if !include_details {
             user.details = None;
         }
@@ -70,6 +86,8 @@ impl BackendClient {
     pub async fn users(&self, call: &Call, skip: u64, limit: u32) -> Result<UserPage, BackendError> {
         let mut url = self.url(&["users"]);
         url.set_query(Some(&format!("skip={skip}&limit={limit}")));
-        self.send(call, Outgoing::read(Route::Users, url)).await
+        let mut page: UserPage = self.send(call, Outgoing::read(Route::Users, url)).await?;
+        page.truncated = cut(&mut page.items, limit);
+        Ok(page)
     }
 }

@@ -53,11 +53,15 @@ pub(super) fn output_schema<T: JsonSchema>() -> JsonObject {
     }
 }
 
-/// Takes out the descriptions of schemas, and leaves properties that happen to be called `description`.
+/// Takes out the descriptions of schemas, and leaves properties that happen to be called `description`. What a value usually is no
+/// name tells: that stays, as the description.
 fn remove_descriptions(schema: &mut Value) {
     if let Value::Object(object) = schema {
         if object.get("description").is_some_and(Value::is_string) {
             object.remove("description");
+        }
+        if let Some(usually) = object.remove("usually") {
+            object.insert("description".to_owned(), usually);
         }
         object.values_mut().for_each(remove_descriptions);
     }
@@ -78,6 +82,9 @@ fn tidy(value: &mut Value) {
         Value::Object(object) => {
             object.remove("$schema");
             object.remove("format");
+            if object.get("readOnly").is_some_and(Value::is_boolean) {
+                object.remove("readOnly");
+            }
             if object.get("title").is_some_and(Value::is_string) {
                 object.remove("title");
             }

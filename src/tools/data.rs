@@ -8,7 +8,7 @@ use validator::Validate;
 use super::args::SEGMENT_PATTERN;
 use super::error::{ProblemExt as _, segment};
 use super::{Effect, Output, Tool};
-use crate::backend::{BackendClient, Call, Query};
+use crate::backend::{BackendClient, Call, Query, QueryRows};
 use crate::problem::Problem;
 
 /// Return rows of a dataset, optionally only those that match `filters`.
@@ -43,6 +43,9 @@ pub(super) struct QueryResult {
     /// The rows, with all their columns.
     #[schemars(with = "Vec<Map<String, Value>>")]
     data: String,
+    /// Whether the backend sent more rows than were asked for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
 }
 
 impl Tool for QueryData {
@@ -54,7 +57,8 @@ impl Tool for QueryData {
     async fn run(self, backend: &BackendClient, call: &Call) -> Result<QueryResult, Problem> {
         let query = Query { dataset: segment("dataset", self.dataset)?, filters: self.filters, limit: self.limit };
         let answer = backend.query(call, &query).await.or_problem(|| format!("dataset `{}`", query.dataset))?;
-        Ok(QueryResult { dataset: query.dataset.to_string(), rows: answer.count, data: answer.json })
+        let QueryRows { count, truncated, json } = answer;
+        Ok(QueryResult { dataset: query.dataset.to_string(), rows: count, data: json, truncated })
     }
 }
 
@@ -62,6 +66,7 @@ impl Output for QueryResult {
     /// `data` is JSON already.
     fn to_json(&self) -> Result<String, serde_json::Error> {
         let dataset = serde_json::to_string(&self.dataset)?;
-        Ok(format!(r#"{{"dataset":{dataset},"rows":{},"data":{}}}"#, self.rows, self.data))
+        let truncated = if self.truncated { r#","truncated":true"# } else { "" };
+        Ok(format!(r#"{{"dataset":{dataset},"rows":{},"data":{}{truncated}}}"#, self.rows, self.data))
     }
 }

@@ -53,6 +53,122 @@ async fn halves_of_characters_and_byte_order_marks_in_answers_are_read() {
 }
 
 #[tokio::test]
+async fn one_odd_item_leaves_the_others_as_they_are_and_is_passed_on_with_what_it_has() {
+    let user = |id: usize| json!({ "id": id.to_string(), "name": "x", "email": "x", "created_at": "x" });
+    let ticket = |id: usize| {
+        json!({
+            "id": id.to_string(), "title": "x", "description": "x", "priority": "low", "status": "open",
+            "created_at": "x", "updated_at": "x",
+        })
+    };
+    let app = TestApp::spawn().await;
+    let schemas = app.schemas().await;
+    for (tool, item, odd, expected) in [
+        ("list_users", &user as &dyn Fn(usize) -> Value, json!({ "id": 7 }), json!({ "id": "7" })),
+        (
+            "list_users",
+            &user,
+            json!({ "id": "7", "name": null, "created_at": 1_700_000_000 }),
+            json!({ "id": "7", "created_at": "1700000000" }),
+        ),
+        (
+            "list_tickets",
+            &ticket,
+            json!({ "id": 7, "priority": "P1", "status": "on_hold", "updated_at": "yesterday", "title": null }),
+            json!({ "id": "7", "priority": "P1", "status": "on_hold", "updated_at": "yesterday" }),
+        ),
+        ("list_tickets", &ticket, json!({ "id": "7" }), json!({ "id": "7" })),
+    ] {
+        let page = |odd: &Value| {
+            let items = (0..10).map(|id| if id == 9 { odd.clone() } else { item(id) });
+            json!({ "total": 10, "items": items.collect::<Vec<_>>() })
+        };
+        app.stand_ins.backend.set_fault([FaultRule::status(200).body(page(&odd).to_string())]);
+        for era in Era::ALL {
+            let result = app.call(era, tool, json!({})).await;
+            assert_eq!(result.structured(), &page(&expected));
+            assert!(schemas[tool].output.is_valid(result.structured()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_single_user_or_ticket_needs_an_id_and_no_more() {
+    let app = TestApp::spawn().await;
+    let schemas = app.schemas().await;
+    for tool in ["get_user_profile", "create_ticket"] {
+        for id in ["7", "\"7\""] {
+            app.stand_ins.backend.set_fault([FaultRule::status(200).body(format!(r#"{{"id":{id},"status":null}}"#))]);
+            for era in Era::ALL {
+                let result = app.call(era, tool, arguments(tool)).await;
+                assert_eq!(result.structured(), &json!({ "id": "7" }));
+                assert!(schemas[tool].output.is_valid(result.structured()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_item_is_an_error_whose_cause_names_the_place() {
+    let app = TestApp::spawn_with(|settings| settings.log.debug = true).await;
+    for (tool, sent, cause) in [
+        ("list_users", r#"{"total":2,"items":[{"id":"a"},{"name":"canary"}]}"#, "items[1].id is missing"),
+        ("list_users", r#"{"total":2,"items":[{"id":"a"},"canary"]}"#, "items[1] is not a user"),
+        ("list_tickets", r#"{"total":1,"items":[{"id":["canary"]}]}"#, "items[0].id is not a string or an integer"),
+        ("create_ticket", r#"{"title":"canary"}"#, "missing field `id`"),
+        ("query_data", r#"{"data":[{},{},["canary"]]}"#, "data[2] is not an object"),
+    ] {
+        app.stand_ins.backend.set_fault([FaultRule::status(200).body(sent)]);
+        for era in Era::ALL {
+            let result = app.call(era, tool, arguments(tool)).await;
+            let error = result.error();
+            assert_eq!(error["error"], "SERVICE_ERROR");
+            let told = error["details"]["cause"].as_str().unwrap();
+            assert!(told.contains(cause) && !told.contains("canary"), "{told} should say: {cause}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_result_has_more_than_was_asked_for() {
+    let item = |id: usize| json!({ "id": id.to_string() });
+    let items = |count: usize| (0..count).map(item).collect::<Vec<_>>();
+    let app = TestApp::spawn().await;
+    let schemas = app.schemas().await;
+    for (tool, limit, sent) in [
+        ("list_users", 10, 10),
+        ("list_users", 10, 11),
+        ("list_users", 1, 2_000),
+        ("list_tickets", 10, 10),
+        ("list_tickets", 10, 11),
+        ("query_data", 100, 100),
+        ("query_data", 100, 101),
+        ("query_data", 100, 2_000),
+        ("query_data", 1, 2),
+    ] {
+        let body = match tool {
+            "query_data" => json!({ "data": items(sent) }),
+            _ => json!({ "total": 2_000, "items": items(sent) }),
+        };
+        app.stand_ins.backend.set_fault([FaultRule::status(200).body(body.to_string())]);
+        let mut expected = match tool {
+            "query_data" => json!({ "dataset": "sales", "rows": limit, "data": items(limit) }),
+            _ => json!({ "total": 2_000, "items": items(limit) }),
+        };
+        if sent > limit {
+            expected["truncated"] = true.into();
+        }
+        let mut arguments = arguments(tool);
+        arguments["limit"] = limit.into();
+        for era in Era::ALL {
+            let result = app.call(era, tool, arguments.clone()).await;
+            assert_eq!(result.structured(), &expected, "{tool} {sent}");
+            assert!(schemas[tool].output.is_valid(result.structured()));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_byte_order_mark_before_its_health_does_not_make_a_backend_unhealthy() {
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     let healthy = format!(r#"{BYTE_ORDER_MARK}{{"status":"healthy"}}"#);

@@ -13,29 +13,33 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::QueryRows;
+use crate::backend::record::at;
 
 /// Objects with more keys than this remember them in a set.
 const FEW_KEYS: usize = 32;
 
-pub(super) fn read(body: &[u8]) -> Result<QueryRows, serde_json::Error> {
-    let mut rows = Rows { out: Vec::with_capacity(body.len()), ..Rows::default() };
+/// Reads the answer, and keeps so many rows at most.
+pub(super) fn read(body: &[u8], limit: usize) -> Result<QueryRows, serde_json::Error> {
+    let mut rows = Rows { out: Vec::with_capacity(body.len()), limit, ..Rows::default() };
     let mut input = serde_json::Deserializer::from_slice(body);
     let read = Answer(&mut rows).deserialize(&mut input).and_then(|()| input.end());
     if rows.repeated {
-        return read_slowly(body);
+        return read_slowly(body, limit);
     }
     read?;
     let json = String::from_utf8(rows.out).map_err(serde_json::Error::custom)?;
-    Ok(QueryRows { count: rows.count, json })
+    Ok(QueryRows { count: rows.count.min(limit), truncated: rows.count > limit, json })
 }
 
-fn read_slowly(body: &[u8]) -> Result<QueryRows, serde_json::Error> {
+fn read_slowly(body: &[u8], limit: usize) -> Result<QueryRows, serde_json::Error> {
     #[derive(Deserialize)]
     struct Answer {
         data: Vec<Map<String, Value>>,
     }
-    let answer: Answer = serde_json::from_slice(body)?;
-    Ok(QueryRows { count: answer.data.len(), json: serde_json::to_string(&answer.data)? })
+    let mut answer: Answer = serde_json::from_slice(body)?;
+    let truncated = answer.data.len() > limit;
+    answer.data.truncate(limit);
+    Ok(QueryRows { count: answer.data.len(), truncated, json: serde_json::to_string(&answer.data)? })
 }
 
 /// One object, written the same way.
@@ -52,7 +56,10 @@ pub(in crate::backend) fn object(json: &str) -> Result<String, serde_json::Error
 #[derive(Default)]
 struct Rows {
     out: Vec<u8>,
+    /// How many rows there were so far.
     count: usize,
+    /// How many of them are kept.
+    limit: usize,
     /// Whether some object had a key twice, which ends the fast way.
     repeated: bool,
     /// Where the keys of the objects that are being written stand in `out`, quotes included.
@@ -129,8 +136,12 @@ impl<'de> Visitor<'de> for Data<'_> {
             if self.0.count > 0 {
                 self.0.out.push(b',');
             }
-            if rows.next_element_seed(Row(self.0))?.is_none() {
+            let row = rows.next_element_seed(Row(self.0));
+            let row = row.map_err(|error| A::Error::custom(at(format_args!("data[{}]", self.0.count), error)))?;
+            if row.is_none() || self.0.count >= self.0.limit {
                 self.0.out.truncate(start);
+            }
+            if row.is_none() {
                 break;
             }
             self.0.count += 1;
@@ -303,7 +314,7 @@ mod tests {
     use super::*;
 
     fn rows(body: &str) -> Option<(usize, String)> {
-        read(body.as_bytes()).ok().map(|rows| (rows.count, rows.json))
+        read(body.as_bytes(), 1_000).ok().map(|rows| (rows.count, rows.json))
     }
 
     #[test]
@@ -373,8 +384,10 @@ mod tests {
         for _ in 0..2_000 {
             let data: Vec<_> = (0..random.usize(..4)).map(|_| Value::Object(object(&mut random, 3))).collect();
             let body = serde_json::to_string_pretty(&json!({ "data": data })).unwrap();
-            let (fast, slow) = (read(body.as_bytes()).unwrap(), read_slowly(body.as_bytes()).unwrap());
-            assert_eq!((fast.count, serde_json::from_str::<Value>(&fast.json).unwrap()), (slow.count, json!(data)));
+            let (fast, slow) = (read(body.as_bytes(), 2).unwrap(), read_slowly(body.as_bytes(), 2).unwrap());
+            let kept = json!(data.get(..2).unwrap_or(&data));
+            assert_eq!((fast.count, serde_json::from_str::<Value>(&fast.json).unwrap()), (slow.count, kept));
+            assert_eq!((fast.truncated, slow.truncated), (data.len() > 2, data.len() > 2));
             assert_eq!(fast.json, slow.json, "keys that were sorted stay so");
         }
     }
