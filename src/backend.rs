@@ -68,6 +68,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of an error's body this much is read and thrown away, so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 * 1024;
+/// And for this long: the status has decided already what the answer is, and the caller should not wait for more.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Memory that a write has before it is sent, so that an answer of any usual size can be kept.
 const WRITE_RESERVE: usize = 64 * 1024;
@@ -204,6 +206,8 @@ struct Outgoing {
     route: Route,
     url: Url,
     write: Option<Write>,
+    /// The status of the current attempt's answer; 0 until its status line has come.
+    status: AtomicU16,
 }
 
 /// The body of a write, and what proves its fate.
@@ -215,6 +219,8 @@ struct Write {
     sent: Arc<AtomicBool>,
     /// Set when an attempt may have been applied. What later attempts come to does not change that.
     doubtful: AtomicBool,
+    /// Set when the backend answered an attempt with a status that says it was applied, whatever became of the rest of the answer.
+    applied: AtomicBool,
 }
 
 impl BackendClient {
@@ -429,6 +435,7 @@ impl BackendClient {
 
     /// One attempt; when the backend refuses the token, one more with a new one.
     async fn attempt_with_token(&self, call: &Call, request: &Outgoing) -> Result<Bytes, BackendError> {
+        request.status.store(0, Relaxed);
         let token = self.token(call, request, None).await?;
         match self.attempt(call, request, &token).await {
             Err(BackendError { failure: Failure::Unauthorized, .. })
@@ -483,6 +490,7 @@ impl BackendClient {
 
     /// One attempt, if there is room for it and the backend is worth asking.
     async fn attempt(&self, call: &Call, request: &Outgoing, token: &BearerToken) -> Result<Bytes, BackendError> {
+        request.status.store(0, Relaxed);
         let Ok(_permit) = self.permits.try_acquire() else {
             self.metrics.shed(Shed::Backend);
             return Err(self.fail(request, Failure::Busy));
@@ -508,20 +516,22 @@ impl BackendClient {
         let (route, outcome) = (request.route, Exchange::Cancelled);
         let mut asking = Asking { client: self, call, route, context, resends, started, outcome };
         let answer = match timeout_at(call.deadline, self.ask(call, request, token, context)).await {
-            Ok(answer) => answer,
+            Ok(Ok(response)) => self.answer(call, request, response).await,
+            Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
         };
         asking.outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
         answer
     }
 
+    /// Sends, and waits for the head of the answer.
     async fn ask(
         &self,
         call: &Call,
         request: &Outgoing,
         token: &BearerToken,
         context: TraceContext,
-    ) -> Result<Bytes, BackendError> {
+    ) -> Result<Response, BackendError> {
         let mut headers = self.headers.clone();
         headers.insert(header::AUTHORIZATION, token.authorization().clone());
         headers.insert(TRACEPARENT, context.header());
@@ -547,8 +557,7 @@ impl BackendClient {
         }
         *outgoing.headers_mut() = headers;
 
-        let response = self.execute(outgoing).await.map_err(|error| self.transport(request, error))?;
-        self.answer(call, request, response).await
+        self.execute(outgoing).await.map_err(|error| self.transport(request, error))
     }
 
     #[cfg(not(test))]
@@ -556,13 +565,20 @@ impl BackendClient {
         self.http.execute(outgoing).await
     }
 
-    /// What an answer comes to, read to its end.
+    /// What an answer comes to. The status alone decides that for an error; a success is read to its end, before the deadline.
     async fn answer(&self, call: &Call, request: &Outgoing, response: Response) -> Result<Bytes, BackendError> {
         let status = response.status();
         call.status.store(status.as_u16(), Relaxed);
         call.attempt_status.store(status.as_u16(), Relaxed);
+        request.status.store(status.as_u16(), Relaxed);
         if status.is_success() {
-            return self.body(request, response).await;
+            if let Some(write) = &request.write {
+                write.applied.fetch_or(says_applied(&response), Relaxed);
+            }
+            return match timeout_at(call.deadline, self.body(request, response)).await {
+                Ok(body) => body,
+                Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
+            };
         }
         let failure = match status {
             StatusCode::UNAUTHORIZED => Failure::Unauthorized,
@@ -570,7 +586,9 @@ impl BackendClient {
                 Failure::Status { status, retry_after: retry::retry_after(response.headers(), SystemTime::now()) }
             }
         };
-        drain(response).await;
+        let until = call.deadline.min(Instant::now() + DRAIN_TIMEOUT);
+        // Without its end the connection is closed, which costs less than to keep the caller waiting.
+        let _drained = timeout_at(until, drain(response)).await;
         Err(self.fail(request, failure))
     }
 
@@ -645,13 +663,21 @@ impl BackendClient {
             write.doubtful.fetch_or(doubtful, Relaxed) || doubtful
         };
         let unknown_write = request.write.as_ref().filter(unknown).map(|write| write.key.clone());
-        BackendError { failure, path, write: request.write.is_some(), unknown_write, token_rejected: false }
+        BackendError {
+            status: some_status(&request.status),
+            applied: request.write.as_ref().is_some_and(|write| write.applied.load(Relaxed)),
+            failure,
+            path,
+            write: request.write.is_some(),
+            unknown_write,
+            token_rejected: false,
+        }
     }
 }
 
 impl Outgoing {
     fn read(route: Route, url: Url) -> Self {
-        Self { route, url, write: None }
+        Self { route, url, write: None, status: AtomicU16::new(0) }
     }
 
     fn write(route: Route, url: Url, body: Bytes) -> Self {
@@ -660,8 +686,9 @@ impl Outgoing {
             key: uuid::Uuid::new_v4().to_string(),
             sent: Arc::default(),
             doubtful: AtomicBool::default(),
+            applied: AtomicBool::default(),
         };
-        Self { route, url, write: Some(write) }
+        Self { route, url, write: Some(write), status: AtomicU16::new(0) }
     }
 }
 
@@ -690,6 +717,20 @@ impl Drop for Asking<'_> {
         }
         call.at_backend_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
         client.metrics.backend_asked(route as usize, outcome, took);
+    }
+}
+
+/// Whether the head of a successful answer to a write says that it was applied. 202 promises it only, and a web page with 200 is
+/// mostly a sign-in or a gateway's.
+fn says_applied(response: &Response) -> bool {
+    match response.status() {
+        StatusCode::ACCEPTED => false,
+        StatusCode::OK => {
+            let media_type =
+                response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+            !media_type.get(..9).is_some_and(|beginning| beginning.eq_ignore_ascii_case(b"text/html"))
+        }
+        _ => true,
     }
 }
 

@@ -70,10 +70,10 @@ pub struct Details {
     /// The deadline that passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<f64>,
-    /// `unknown` when a write may have happened.
+    /// Of a write that failed: `unknown` when it may have happened, `created` when it did, and only its answer was lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<&'static str>,
-    /// The `Idempotency-Key` of a write whose outcome is unknown.
+    /// The `Idempotency-Key` of a write with an `outcome`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// Entra's error number.

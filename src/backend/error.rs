@@ -18,8 +18,12 @@ pub struct BackendError {
     pub failure: Failure,
     /// The path that was asked, below the backend's base URL and without its query.
     pub path: String,
+    /// The status of the backend's answer, also where the rest of it did not arrive or cannot be read.
+    pub status: Option<u16>,
     /// Whether the request was a write.
     pub write: bool,
+    /// The backend answered, to this or an earlier attempt, that it did apply the write.
+    pub applied: bool,
     /// The `Idempotency-Key` of a write that may have been applied although it failed.
     pub unknown_write: Option<String>,
     /// The backend had answered 401 to the token before, and there was no other: the failure says why.
@@ -105,7 +109,10 @@ impl Failure {
             Self::Interrupted(_) | Self::Unreadable(_) | Self::TooLarge(_) | Self::Timeout(_) => true,
             Self::NoMemory { sent } => *sent,
             Self::Status { status, .. } => {
-                status.is_server_error() || status.is_redirection() || *status == StatusCode::REQUEST_TIMEOUT
+                status.is_server_error()
+                    || status.is_redirection()
+                    || status.is_informational()
+                    || *status == StatusCode::REQUEST_TIMEOUT
             }
             Self::Identity(_)
             | Self::OnBehalfOf(_)

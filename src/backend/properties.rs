@@ -365,7 +365,9 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
         let error = BackendError {
             failure,
             path: "/tickets".to_owned(),
+            status: None,
             write: true,
+            applied: false,
             unknown_write: None,
             token_rejected: false,
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
@@ -33,7 +33,7 @@ pub struct FaultRule {
 
 #[derive(Debug, Clone)]
 enum Effect {
-    Answer { status: StatusCode, headers: HeaderMap, body: Option<Bytes> },
+    Answer { status: StatusCode, headers: HeaderMap, body: Option<Bytes>, stalls: bool },
     Hang,
     CloseBeforeHead,
     CloseMidBody,
@@ -52,7 +52,7 @@ impl FaultRule {
     #[must_use]
     pub fn status(status: u16) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self::new(Some(Effect::Answer { status, headers: HeaderMap::new(), body: None }))
+        Self::new(Some(Effect::Answer { status, headers: HeaderMap::new(), body: None, stalls: false }))
     }
 
     /// Answers 200 with a body that stops in the middle of a JSON string.
@@ -141,6 +141,15 @@ impl FaultRule {
     pub fn body(mut self, text: impl Into<Bytes>) -> Self {
         if let Some(Effect::Answer { body, .. }) = &mut self.effect {
             *body = Some(text.into());
+        }
+        self
+    }
+
+    /// Never ends the body of an answer of [`FaultRule::status`], of which 100 bytes more are announced than are sent.
+    #[must_use]
+    pub fn stalled(mut self) -> Self {
+        if let Some(Effect::Answer { stalls, .. }) = &mut self.effect {
+            *stalls = true;
         }
         self
     }
@@ -246,23 +255,28 @@ impl Faults {
                     .insert(CONTENT_LENGTH, HeaderValue::from(HUGE_HEAD.len() + bytes + HUGE_TAIL.len()));
                 Ok(answer)
             }
-            Effect::Answer { status, headers, body } => {
+            Effect::Answer { status, headers, body, stalls } => {
                 let mut answer = match body {
-                    Some(body) => json(Body::from(body)),
-                    None => refuse(status).map(Body::from),
+                    Some(body) => json(body),
+                    None => refuse(status),
                 };
                 *answer.status_mut() = status;
                 for (name, value) in &headers {
                     answer.headers_mut().insert(name, value.clone());
                 }
+                if stalls {
+                    let (mut parts, body) = answer.into_parts();
+                    parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len() + 100));
+                    return Ok(Response::from_parts(parts, without_end(body, in_flight)));
+                }
                 in_flight.finish();
-                Ok(answer)
+                Ok(answer.map(Body::from))
             }
         }
     }
 }
 
-fn json(body: Body) -> Response<Body> {
+fn json<B>(body: B) -> Response<B> {
     let mut answer = Response::new(body);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
@@ -289,6 +303,14 @@ fn in_two(first: Bytes, pause: Duration, second: Bytes, in_flight: InFlight) -> 
         in_flight.finish();
         Some((Ok(second), None))
     }))
+}
+
+fn without_end(beginning: Bytes, in_flight: InFlight) -> Body {
+    let beginning = stream::once(std::future::ready(Ok::<_, Hangup>(beginning)));
+    Body::from_stream(beginning.chain(stream::once(async move {
+        let _until_the_client_leaves = in_flight;
+        std::future::pending().await
+    })))
 }
 
 fn endless(in_flight: InFlight) -> Body {

@@ -207,7 +207,8 @@ struct Ending {
 impl Ending {
     /// Records a failure and gives what is told of it: the caller gets what they can act on, the log gets the cause.
     fn fail(mut self, problem: Problem) -> Problem {
-        self.backend_declared = problem.error == ErrorCode::ServiceError && problem.details.status_code.is_some();
+        self.backend_declared = problem.error == ErrorCode::ServiceError
+            && problem.details.status_code.is_some_and(|status| !(200..300).contains(&status));
         let mut problem = problem.traced(self.origin.trace.context().trace_id());
         if let Some(step_up) = self.origin.step_up.as_ref().filter(|_| problem.details.claims.is_some()) {
             step_up.demand(&Problem {

@@ -118,6 +118,14 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
             format!("The backend's answer is larger than the {limit} bytes that this server reads. Ask for less: a lower `limit`, or more `filters`."),
             false,
         ),
+        Failure::Timeout(timeout) if let Some(status) = error.status => (
+            ErrorCode::TimeoutError,
+            format!(
+                "The backend answered {status}, but its whole answer did not arrive within {} seconds. Call again, or ask for less.",
+                timeout.as_secs_f64()
+            ),
+            true,
+        ),
         Failure::Timeout(timeout) => (
             ErrorCode::TimeoutError,
             format!("The backend gave no answer within {} seconds. Call again, or ask for less.", timeout.as_secs_f64()),
@@ -150,16 +158,11 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
         ),
         Failure::Unhealthy => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
     };
-    let status = match &error.failure {
-        Failure::Status { status, .. } => Some(status.as_u16()),
-        Failure::Unauthorized => Some(401),
-        _ => None,
-    };
     let problem = Problem {
         error: code,
         message,
         details: Box::new(Details {
-            status_code: status,
+            status_code: error.status,
             path: Some(error.path.clone()),
             timeout_seconds: match &error.failure {
                 Failure::Timeout(timeout) => Some(timeout.as_secs_f64()),
@@ -177,6 +180,17 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
 /// Of a write that may have happened, that is what the caller has to know before all else.
 fn with_doubt(mut problem: Problem, error: &BackendError) -> Problem {
     let Some(key) = &error.unknown_write else { return problem };
+    problem.details.idempotency_key = Some(key.clone());
+    problem.details.retryable = false;
+    if error.applied {
+        problem.message = format!(
+            "The backend created the ticket, but {}. Do not create it again: find it with `list_tickets`. The backend's operators can \
+             find the attempt under its Idempotency-Key {key}.",
+            lost_answer(&error.failure)
+        );
+        problem.details.outcome = Some("created");
+        return problem;
+    }
     let what = match &error.failure {
         Failure::Timeout(_) => "gave no answer in time".to_owned(),
         failure if failure.may_have_been_applied() => failure.to_string(),
@@ -188,9 +202,22 @@ fn with_doubt(mut problem: Problem, error: &BackendError) -> Problem {
          you call again, or it may be there twice. The backend's operators can find the attempt under its Idempotency-Key {key}.",
     );
     problem.details.outcome = Some("unknown");
-    problem.details.idempotency_key = Some(key.clone());
-    problem.details.retryable = false;
     problem
+}
+
+/// What became of the answer to a write that was applied.
+fn lost_answer(failure: &Failure) -> String {
+    match failure {
+        Failure::Timeout(timeout) => {
+            format!("its whole answer did not arrive within {} seconds", timeout.as_secs_f64())
+        }
+        Failure::Interrupted(_) => "the connection broke before its answer was complete".to_owned(),
+        Failure::Unreadable(_) => "its answer does not have the agreed form".to_owned(),
+        Failure::TooLarge(limit) => format!("its answer is larger than the {limit} bytes that this server reads"),
+        Failure::NoMemory { .. } => "this server had no memory for its answer".to_owned(),
+        // An earlier attempt created it, and the last one failed in another way.
+        _ => "its answer was lost".to_owned(),
+    }
 }
 
 fn status_advice(status: StatusCode, subject: impl FnOnce() -> String) -> (ErrorCode, String, bool) {

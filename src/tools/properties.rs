@@ -345,17 +345,20 @@ proptest! {
 
     #[test]
     fn every_failure_becomes_a_well_formed_error_object(
-        (kind, status, wait) in failure(), write: bool, unknown: bool, id in "[^/\\\\?#%\u{0}-\u{1f}\u{7f}-\u{9f}]{1,20}",
+        (kind, status, wait) in failure(), write: bool, unknown: bool, applied: bool, id in "[^/\\\\?#%\u{0}-\u{1f}\u{7f}-\u{9f}]{1,20}",
     ) {
         let failure = make(kind, status, wait);
         let unknown = (write && unknown).then(|| "3f0c9f0e-0000-4000-8000-000000000000".to_owned());
-        let error = BackendError { failure, path: format!("/users/{id}"), write, unknown_write: unknown.clone(), token_rejected: false };
+        let answered = matches!(failure, Failure::Status { .. } | Failure::Unreadable(_) | Failure::Timeout(_)).then_some(status);
+        let path = format!("/users/{id}");
+        let error =
+            BackendError { failure, path, status: answered, write, applied, unknown_write: unknown.clone(), token_rejected: false };
         let problem = error::advice(&error, || format!("user `{id}`"));
         let json = problem.to_json();
         assert_well_formed(&json);
         let object: Value = serde_json::from_str(&json).unwrap();
         let details = &object["details"];
-        prop_assert_eq!(details["outcome"].as_str(), unknown.as_ref().map(|_| "unknown"));
+        prop_assert_eq!(details["outcome"].as_str(), unknown.as_ref().map(|_| if applied { "created" } else { "unknown" }));
         prop_assert_eq!(details["idempotency_key"].as_str(), unknown.as_deref());
         prop_assert!(unknown.is_none() || details["retryable"] == false);
         prop_assert!(problem.message.ends_with('.') && problem.message.len() < 800, "{}", problem.message);

@@ -53,6 +53,12 @@ fn perhaps_created(what: &str) -> String {
     )
 }
 
+fn created(what: &str) -> String {
+    format!(
+        "The backend created the ticket, but {what}. Do not create it again: find it with `list_tickets`. The backend's operators can find the attempt under its Idempotency-Key KEY."
+    )
+}
+
 /// The error object as it has to stand in the text; `details` without the trace id. `KEY` stands for the idempotency key.
 fn object(error: &str, message: &str, details: &str) -> String {
     format!(
@@ -141,18 +147,18 @@ async fn a_failed_read_is_repeated_where_that_may_help_and_told_in_these_words()
         (status(302).header("location", "/users/43"), 1, with_status(302, &redirected(302), false)),
         (FaultRule::redirect("/users/43"), 1, with_status(307, &redirected(307), false)),
         (FaultRule::close_before_head(), 3, without_status(INTERRUPTED, true)),
-        (FaultRule::close_mid_body(), 3, without_status(INTERRUPTED, true)),
-        (broken, 1, without_status(UNREADABLE, false)),
-        (unlike, 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(200).body(""), 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(204).body(""), 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(200).body("null"), 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(200).body("<html>"), 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(200).body(b"\xff\xfe".as_slice()), 1, without_status(UNREADABLE, false)),
-        (FaultRule::status(200).body("[".repeat(10_000)), 1, without_status(UNREADABLE, false)),
-        (FaultRule::wrong_types(), 1, without_status(UNREADABLE, false)),
-        (FaultRule::huge_body(CAP), 1, without_status(TOO_LARGE, false)),
-        (FaultRule::endless_body(), 1, without_status(TOO_LARGE, false)),
+        (FaultRule::close_mid_body(), 3, with_status(200, INTERRUPTED, true)),
+        (broken, 1, with_status(200, UNREADABLE, false)),
+        (unlike, 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::status(200).body(""), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::status(204).body(""), 1, with_status(204, UNREADABLE, false)),
+        (FaultRule::status(200).body("null"), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::status(200).body("<html>"), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::status(200).body(b"\xff\xfe".as_slice()), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::status(200).body("[".repeat(10_000)), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::wrong_types(), 1, with_status(200, UNREADABLE, false)),
+        (FaultRule::huge_body(CAP), 1, with_status(200, TOO_LARGE, false)),
+        (FaultRule::endless_body(), 1, with_status(200, TOO_LARGE, false)),
     ] {
         app.stand_ins.backend.set_fault([fault.clone()]);
         for era in Era::ALL {
@@ -181,6 +187,21 @@ async fn a_failed_write_is_sent_once_unless_it_surely_did_nothing_and_says_when_
         let details = r#""path":"/tickets","outcome":"unknown","idempotency_key":"KEY","retryable":false"#;
         service(&perhaps_created(what), details)
     };
+    let created_but = |code: u16, what: &str| {
+        let details = format!(
+            r#""status_code":{code},"path":"/tickets","outcome":"created","idempotency_key":"KEY","retryable":false"#
+        );
+        service(&created(what), &details)
+    };
+    let no_form = "its answer does not have the agreed form";
+    let too_large = "its answer is larger than the 65536 bytes that this server reads";
+    let sign_in = FaultRule::status(200).header("content-type", "text/html; charset=utf-8").body("<html>");
+    let unreadable = |code: u16| {
+        let details = format!(
+            r#""status_code":{code},"path":"/tickets","outcome":"unknown","idempotency_key":"KEY","retryable":false"#
+        );
+        service(&perhaps_created("sent an answer that cannot be read"), &details)
+    };
     let told_to_wait = r#""status_code":429,"path":"/tickets","retryable":true,"retry_after_seconds":3600"#;
     let unlike = FaultRule::status(201).body(json!({ "id": [CANARY], "status": CANARY }).to_string());
     for (fault, attempts, created, expected) in [
@@ -199,11 +220,15 @@ async fn a_failed_write_is_sent_once_unless_it_surely_did_nothing_and_says_when_
         (status(302).header("location", "/tickets"), 1, false, unknown(302, "Found")),
         (FaultRule::redirect("/tickets"), 1, false, unknown(307, "Temporary Redirect")),
         (FaultRule::close_before_head(), 1, true, lost("broke the connection off")),
-        (FaultRule::close_mid_body(), 1, true, lost("broke the connection off")),
-        (FaultRule::broken_json(), 1, false, lost("sent an answer that cannot be read")),
-        (unlike, 1, false, lost("sent an answer that cannot be read")),
-        (FaultRule::huge_body(CAP), 1, false, lost("sent more than 65536 bytes")),
-        (FaultRule::endless_body(), 1, false, lost("sent more than 65536 bytes")),
+        (FaultRule::close_mid_body(), 1, true, created_but(201, "the connection broke before its answer was complete")),
+        (FaultRule::broken_json(), 1, false, created_but(200, no_form)),
+        (unlike, 1, false, created_but(201, no_form)),
+        (FaultRule::status(201).body(""), 1, false, created_but(201, no_form)),
+        (FaultRule::status(204).body(""), 1, false, created_but(204, no_form)),
+        (FaultRule::status(202).body(""), 1, false, unreadable(202)),
+        (sign_in, 1, false, unreadable(200)),
+        (FaultRule::huge_body(CAP), 1, false, created_but(200, too_large)),
+        (FaultRule::endless_body(), 1, false, created_but(200, too_large)),
     ] {
         for era in Era::ALL {
             let title = format!("{era:?} {fault:?}").chars().take(200).collect::<String>();
@@ -366,8 +391,22 @@ async fn a_backend_that_hangs_ends_in_a_timeout_error_at_the_deadline() {
         &perhaps_created("gave no answer in time"),
         r#""path":"/tickets","timeout_seconds":0.3,"outcome":"unknown","idempotency_key":"KEY","retryable":false"#,
     );
+    let read_stalled = object(
+        "TIMEOUT_ERROR",
+        "The backend answered 200, but its whole answer did not arrive within 0.3 seconds. Call again, or ask for less.",
+        r#""status_code":200,"path":"/users/42","timeout_seconds":0.3,"retryable":true"#,
+    );
+    let write_stalled = object(
+        "TIMEOUT_ERROR",
+        &created("its whole answer did not arrive within 0.3 seconds"),
+        r#""status_code":201,"path":"/tickets","timeout_seconds":0.3,"outcome":"created","idempotency_key":"KEY","retryable":false"#,
+    );
     let long = Duration::from_secs(60);
-    for fault in [FaultRule::hang(), FaultRule::delay(long), FaultRule::delay_mid_body(long)] {
+    for (fault, read_expected, write_expected) in [
+        (FaultRule::hang(), &read_expected, &write_expected),
+        (FaultRule::delay(long), &read_expected, &write_expected),
+        (FaultRule::delay_mid_body(long), &read_stalled, &write_stalled),
+    ] {
         app.stand_ins.backend.set_fault([fault.clone()]);
         for era in Era::ALL {
             let (result, requests) = read(&app, era).await;
@@ -377,6 +416,38 @@ async fn a_backend_that_hangs_ends_in_a_timeout_error_at_the_deadline() {
         }
     }
     app.stand_ins.backend.cancelled_count().reaches(12).await;
+}
+
+#[tokio::test]
+async fn the_status_of_an_error_decides_also_when_its_body_stalls() {
+    // With a breaker, which must not count a 404 or 429 against the backend.
+    let app = app_with(|backend| backend.circuit_breaker = true).await;
+    for (code, attempts) in [(404, 1), (400, 1), (403, 1), (409, 1), (422, 1), (302, 1), (429, 3)] {
+        let stalled = FaultRule::status(code).body("").stalled();
+        app.stand_ins.backend.set_fault([stalled]);
+        for era in Era::ALL {
+            let (result, requests) = read(&app, era).await;
+            let error = result.error();
+            assert_eq!((&error["error"], &error["details"]["status_code"]), (&json!("SERVICE_ERROR"), &json!(code)));
+            assert_eq!(requests.len(), attempts, "{error}");
+            let (result, requests) = create(&app, era, "x").await;
+            let error = result.error();
+            assert_eq!((&error["error"], &error["details"]["status_code"]), (&json!("SERVICE_ERROR"), &json!(code)));
+            assert_eq!(error["details"].get("outcome").is_some(), code == 302, "{error}");
+            assert_eq!(requests.len(), attempts, "{error}");
+        }
+    }
+    app.stand_ins.backend.set_fault([FaultRule::status(401).body("{").stalled().times(1)]);
+    let (result, requests) = read(&app, Era::Modern).await;
+    assert_eq!((&result.structured()["id"], requests.len()), (&json!("42"), 2));
+    app.stand_ins.backend.set_fault([FaultRule::status(503).body("{").stalled().times(2)]);
+    let (result, requests) = read(&app, Era::Modern).await;
+    assert_eq!((&result.structured()["id"], requests.len()), (&json!("42"), 3));
+    app.stand_ins.backend.set_fault([FaultRule::status(429).header("retry-after", "3600").stalled()]);
+    let (result, requests) = read(&app, Era::Modern).await;
+    assert_eq!((&result.error()["details"]["retry_after_seconds"], requests.len()), (&json!(3600), 1));
+    app.stand_ins.backend.set_fault([FaultRule::status(500).stalled()]);
+    assert_eq!(read(&app, Era::Modern).await.0.error()["details"]["status_code"], 500);
 }
 
 #[tokio::test]
