@@ -54,6 +54,7 @@ use crate::telemetry::metrics::{Metrics, Operation};
 use crate::telemetry::spans::{Description, Spans};
 pub use answer::ResponseBody;
 use args::Rules;
+pub use call::Permits;
 use call::{Ended, Origin, subject};
 pub use plain::{Head, PlainCall, Written};
 use unserved::unserved_methods;

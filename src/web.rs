@@ -58,7 +58,7 @@ use crate::problem::Problem;
 use crate::settings::WebSettings;
 use crate::telemetry::metrics::{Metrics, PROTOCOL_VERSIONS, Shed};
 use crate::telemetry::trace::{RequestTrace, TRACEPARENT};
-use crate::tools::{ToolServer, Written};
+use crate::tools::{Permits, ToolServer, Written};
 use rate::RateLimit;
 use request_body::{BodyReader, ReadError};
 
@@ -95,7 +95,7 @@ struct Endpoint {
     metrics: Arc<Metrics>,
     rate_limit: RateLimit,
     /// Room for requests at the same time.
-    room: Semaphore,
+    room: Arc<Semaphore>,
     max_request_bytes: usize,
     bodies: BodyReader,
 }
@@ -118,7 +118,7 @@ impl Web {
             guard: guard.clone(),
             metrics: Arc::clone(&metrics),
             rate_limit: RateLimit::new(&settings.rate_limit),
-            room: Semaphore::new(settings.max_in_flight),
+            room: Arc::new(Semaphore::new(settings.max_in_flight)),
             max_request_bytes: settings.max_request_bytes,
             bodies: BodyReader::new(settings.request_body_timeout, settings.max_request_bytes, max_buffered_bytes),
         });
@@ -322,7 +322,7 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
             return after_the_body(request, endpoint.max_request_bytes, problem::too_many_requests(wait)).await;
         }
     };
-    let (parts, mut body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
     let body = match endpoint.bodies.read(&mut body).await {
         Ok(body) => body,
         Err(ReadError::NoMemory) => {
@@ -335,20 +335,24 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
         Err(ReadError::Incomplete) => return problem::broken_off(),
     };
     // From here on the client can hold nothing up: what a request takes from others is taken now, and the call has a deadline.
-    let _seat = match charged.map(|charged| charged.seat()).transpose() {
+    let seat = match charged.map(|charged| charged.seat()).transpose() {
         Ok(seat) => seat,
         Err(wait) => {
             endpoint.metrics.shed(Shed::Caller);
             return refused_message(&body, problem::too_many_requests(wait));
         }
     };
-    let Ok(_room) = endpoint.room.try_acquire() else {
+    let Ok(room) = Arc::clone(&endpoint.room).try_acquire_owned() else {
         endpoint.metrics.shed(Shed::Server);
         let full = problem::overloaded("The server has as many requests as it takes at the same time.");
         return refused_message(&body, full);
     };
-    let _in_flight = endpoint.metrics.request_in_flight();
-    answer_message(endpoint, parts, body).await
+    // The call holds them as well: it may go on when its client has left, and this future is dropped.
+    let permits = Permits::new((seat, room, endpoint.metrics.request_in_flight()));
+    parts.extensions.insert(permits.clone());
+    let response = answer_message(endpoint, parts, body).await;
+    drop(permits);
+    response
 }
 
 /// A refusal of a message that has been read, with its id.

@@ -1,5 +1,6 @@
 //! The one way of every call through its tool, whoever decoded it; and how it ends.
 
+use std::any::Any;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,6 +27,20 @@ use crate::telemetry::trace::RequestTrace;
 /// How a call ended: its result as compact JSON, or what its caller is told instead.
 pub(super) type Ended = Result<ResultText, Problem>;
 
+/// What a request takes from others, such as its place among those of its caller. It is given back when the last copy is dropped:
+/// whoever works for the request holds one, so that a write whose client has left keeps its place until it has ended.
+#[derive(Clone)]
+pub struct Permits {
+    _held: Arc<dyn Any + Send + Sync>,
+}
+
+impl Permits {
+    /// Holds these guards. They come to the call with the extensions of its HTTP request.
+    pub fn new(guards: impl Send + Sync + 'static) -> Self {
+        Self { _held: Arc::new(guards) }
+    }
+}
+
 /// Where an MCP request comes from, and how it is spoken.
 #[derive(Clone)]
 pub(super) struct Origin {
@@ -34,6 +49,7 @@ pub(super) struct Origin {
     pub(super) request_id: RequestId,
     pub(super) protocol: Option<ProtocolVersion>,
     step_up: Option<StepUp>,
+    _permits: Option<Permits>,
 }
 
 impl Origin {
@@ -50,7 +66,8 @@ impl Origin {
             trace.adopt(traceparent, meta.get_tracestate());
         }
         let (caller, step_up) = (extensions.get::<Caller>().cloned(), extensions.get::<StepUp>().cloned());
-        Self { trace, caller, request_id, protocol, step_up }
+        let permits = extensions.get::<Permits>().cloned();
+        Self { trace, caller, request_id, protocol, step_up, _permits: permits }
     }
 
     /// The same of a request that rmcp has decoded.

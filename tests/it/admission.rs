@@ -173,3 +173,61 @@ async fn bodies_that_are_read_are_bounded_by_bytes_and_usual_ones_find_room_all_
     })
     .await;
 }
+
+/// Sends a write with a token, waits until the backend has it, and closes the connection. `headers` decide who reads the message.
+async fn write_and_leave(app: &TestApp, token: &str, headers: &[(&'static str, &'static str)]) {
+    let seen = app.stand_ins.backend.request_count().get();
+    let mut call = app.request(Era::Legacy, "tools/call", ticket("left")).bearer_auth(token);
+    for (name, value) in headers {
+        call = call.header(*name, *value);
+    }
+    let call = tokio::spawn(call.header("connection", "close").send());
+    app.stand_ins.backend.request_count().reaches(seen + 1).await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+}
+
+/// A header that says nothing here, but leaves the message to rmcp.
+const READ_BY_RMCP: (&str, &str) = ("mcp-param-none", "none");
+
+#[tokio::test]
+async fn a_write_keeps_its_places_until_it_has_ended_whether_or_not_its_client_stays() {
+    let both_ways = [&[][..], &[READ_BY_RMCP]];
+    let all = ["caller", "server"].into_iter().flat_map(|limit| both_ways.map(|headers| writes_keep(limit, headers)));
+    futures_util::future::join_all(all).await;
+}
+
+async fn writes_keep(limit: &str, headers: &[(&'static str, &'static str)]) {
+    let app = TestApp::guarded_with(
+        |_| {},
+        |settings| {
+            settings.backend.timeout = Duration::from_secs(4);
+            match limit {
+                "caller" => settings.web.rate_limit.in_flight = 3,
+                _ => settings.web.max_in_flight = 3,
+            }
+        },
+    )
+    .await;
+    app.stand_ins.backend.set_fault([FaultRule::hang().on("POST /tickets")]);
+    let (writer, reader) = (app.token(DemoCaller::Writer), app.token(DemoCaller::Reader));
+    for _ in 0..3 {
+        write_and_leave(&app, &writer, headers).await;
+    }
+    until(async || app.metric("http_server_open_connections").await == 0.0).await;
+    assert_eq!(app.metric(ACTIVE).await, 3.0, "{limit}");
+    let status = async |token: &str, params: Value| {
+        app.send_as(token, Era::Modern, "tools/call", params).await.status().as_u16()
+    };
+    let (writers, others) = if limit == "caller" { (429, 200) } else { (503, 503) };
+    for _ in 0..5 {
+        assert_eq!(status(&writer, ticket("one more")).await, writers, "{limit}");
+        assert_eq!(status(&reader, user("42")).await, others, "{limit}");
+    }
+    let posts = app.backend_requests().iter().filter(|request| request.method == "POST").count();
+    assert_eq!(posts, 3, "{limit}");
+    // What ended in a timeout has ended.
+    app.until_idle().await;
+    app.stand_ins.backend.set_fault([]);
+    assert_eq!(status(&writer, ticket("at last")).await, 200, "{limit}");
+}

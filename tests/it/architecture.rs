@@ -29,7 +29,7 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     ("auth", "problem", &["Problem"]),
     ("auth", "telemetry", &["audit::Subject"]),
     ("tools", "auth", &["Caller", "Permission", "StepUp"]),
-    ("web", "tools", &["Head", "ToolServer", "Written"]),
+    ("web", "tools", &["Head", "Permits", "ToolServer", "Written"]),
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "Sampling", "TraceSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
