@@ -419,7 +419,11 @@ async fn watch_backend(backend: &BackendClient, health: &Health) {
         let changed = health.backend_checked(answer.is_ok());
         match answer {
             Ok(()) if changed => info!("the backend is healthy"),
-            Err(error) if changed => warn!(cause = chain(&error), "the backend counts as unhealthy now: {error}"),
+            Err(error) if changed => warn!(
+                cause = chain(&error),
+                backend_detail = error.detail.as_deref(),
+                "the backend counts as unhealthy now: {error}"
+            ),
             _ => {}
         }
     }

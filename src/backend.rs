@@ -10,6 +10,7 @@ mod breaker;
 mod budget;
 mod caller;
 mod data;
+mod detail;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -66,7 +67,7 @@ use retry::Attempts;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections are given up before a usual backend or load balancer gives them up.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of an error's body this much is read and thrown away, so that its connection can be used again.
+/// Of an error's body this much is read, so that its connection can be used again.
 const DRAINED_BYTES: usize = 64 * 1024;
 /// And for this long: the status has decided already what the answer is, and the caller should not wait for more.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
@@ -255,6 +256,8 @@ impl BackendClient {
     ) -> Self {
         let headers = HeaderMap::from_iter([
             (header::ACCEPT, HeaderValue::from_static("application/json")),
+            // Nothing here decodes; and without the header a server may choose any coding (RFC 9110 section 12.5.3).
+            (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
             (header::USER_AGENT, HeaderValue::from_static(concat!("mcp-server/", env!("CARGO_PKG_VERSION")))),
         ]);
         let (host, port) = (settings.base_url.host_str(), settings.base_url.port_or_known_default());
@@ -571,9 +574,14 @@ impl BackendClient {
         call.status.store(status.as_u16(), Relaxed);
         call.attempt_status.store(status.as_u16(), Relaxed);
         request.status.store(status.as_u16(), Relaxed);
+        let coding = content_coding(response.headers());
         if status.is_success() {
             if let Some(write) = &request.write {
                 write.applied.fetch_or(says_applied(&response), Relaxed);
+            }
+            if let Some(coding) = coding {
+                drain(call, response, None).await;
+                return Err(self.fail(request, Failure::Encoded(coding)));
             }
             return match timeout_at(call.deadline, self.body(request, response)).await {
                 Ok(body) => body,
@@ -586,10 +594,10 @@ impl BackendClient {
                 Failure::Status { status, retry_after: retry::retry_after(response.headers(), SystemTime::now()) }
             }
         };
-        let until = call.deadline.min(Instant::now() + DRAIN_TIMEOUT);
-        // Without its end the connection is closed, which costs less than to keep the caller waiting.
-        let _drained = timeout_at(until, drain(response)).await;
-        Err(self.fail(request, failure))
+        let mut kept = Vec::new();
+        let described = coding.is_none() && detail::is_described(response.headers());
+        drain(call, response, described.then_some(&mut kept)).await;
+        Err(BackendError { detail: detail::of(&kept), ..self.fail(request, failure) })
     }
 
     fn decode<T: DeserializeOwned>(&self, request: &Outgoing, body: &[u8]) -> Result<T, BackendError> {
@@ -671,6 +679,7 @@ impl BackendClient {
             write: request.write.is_some(),
             unknown_write,
             token_rejected: false,
+            detail: None,
         }
     }
 }
@@ -734,15 +743,32 @@ fn says_applied(response: &Response) -> bool {
     }
 }
 
-/// Throws a short error body away, so that the connection goes back to the pool; a long one costs the connection instead.
-async fn drain(mut response: Response) {
-    let mut read = 0;
-    while let Ok(Some(chunk)) = response.chunk().await {
-        read += chunk.len();
-        if read > DRAINED_BYTES {
-            return;
+/// The content coding of an answer, unless it is none.
+fn content_coding(headers: &HeaderMap) -> Option<Box<str>> {
+    let values = headers.get_all(header::CONTENT_ENCODING).iter();
+    let coded = |value: &&HeaderValue| !value.is_empty() && !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let value = values.into_iter().find(coded)?;
+    Some(detail::shown(&String::from_utf8_lossy(value.as_bytes()), 40))
+}
+
+/// Reads a short body to its end, so that the connection goes back to the pool; a long or slow one costs the connection instead.
+/// What it begins with can be kept.
+async fn drain(call: &Call, mut response: Response, mut kept: Option<&mut Vec<u8>>) {
+    let reading = async {
+        let mut read = 0;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            read += chunk.len();
+            if let Some(kept) = &mut kept {
+                let room = detail::KEPT_BYTES.saturating_sub(kept.len()).min(chunk.len());
+                kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+            }
+            if read > DRAINED_BYTES {
+                return;
+            }
         }
-    }
+    };
+    let until = call.deadline.min(Instant::now() + DRAIN_TIMEOUT);
+    let _ = timeout_at(until, reading).await;
 }
 
 /// A body that tells when the connection asks for it. hyper does so right after it has put the head into its buffer and before

@@ -96,6 +96,9 @@ pub struct Details {
     /// The technical cause; with `DEBUG=true` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// What the backend says about its error: for the log, not for the caller.
+    #[serde(skip)]
+    pub backend_detail: Option<Box<str>>,
     /// Finds the log lines of this request.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "trace_id")]
     pub trace_id: Option<TraceId>,

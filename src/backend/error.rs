@@ -28,6 +28,8 @@ pub struct BackendError {
     pub unknown_write: Option<String>,
     /// The backend had answered 401 to the token before, and there was no other: the failure says why.
     pub token_rejected: bool,
+    /// What the backend says about the error, short and on one line: for the log. It is the backend's text, and no caller gets it.
+    pub detail: Option<Box<str>>,
 }
 
 /// The ways to fail.
@@ -62,6 +64,9 @@ pub enum Failure {
     /// The answer is no JSON of the agreed shape.
     #[error("sent an answer that cannot be read")]
     Unreadable(#[source] FormError),
+    /// The answer has a content coding, and none was asked for.
+    #[error("sent an answer with the content coding `{0}`, which this server did not ask for")]
+    Encoded(Box<str>),
     /// The answer is larger than this many bytes.
     #[error("sent more than {0} bytes")]
     TooLarge(usize),
@@ -106,7 +111,9 @@ impl Failure {
     /// Whether a request that failed like this, once sent, may have taken effect.
     pub(crate) fn may_have_been_applied(&self) -> bool {
         match self {
-            Self::Interrupted(_) | Self::Unreadable(_) | Self::TooLarge(_) | Self::Timeout(_) => true,
+            Self::Interrupted(_) | Self::Unreadable(_) | Self::Encoded(_) | Self::TooLarge(_) | Self::Timeout(_) => {
+                true
+            }
             Self::NoMemory { sent } => *sent,
             Self::Status { status, .. } => {
                 status.is_server_error()
@@ -133,7 +140,7 @@ impl Failure {
             Self::Status { .. } | Self::Unauthorized => Exchange::ClientError,
             Self::Unreachable(_) => Exchange::Unreachable,
             Self::Interrupted(_) => Exchange::Interrupted,
-            Self::Unreadable(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
+            Self::Unreadable(_) | Self::Encoded(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
             Self::Timeout(_) => Exchange::Timeout,
             Self::NoMemory { sent: true } => Exchange::Discarded,
             Self::NoMemory { sent: false }
@@ -153,7 +160,7 @@ impl BackendError {
             Failure::Unreachable(_) => Some(Setback::NotSent),
             Failure::Interrupted(_) => Some(Setback::Interrupted),
             Failure::Status { status, .. } => Some(Setback::Status(*status)),
-            Failure::Unreadable(_) | Failure::TooLarge(_) => Some(Setback::Unreadable),
+            Failure::Unreadable(_) | Failure::Encoded(_) | Failure::TooLarge(_) => Some(Setback::Unreadable),
             // Memory is not there sooner when it is asked for again at once.
             // A token is the token source's to retry, and past the deadline there is no time.
             // A full house and an open breaker exist to keep calls away: repeating would defeat them.
@@ -175,9 +182,11 @@ impl BackendError {
             Failure::Status { status, .. } if status.is_server_error() => Verdict::Fails,
             Failure::Status { status: StatusCode::TOO_MANY_REQUESTS, .. } => Verdict::Unknown,
             Failure::Unreachable(_) | Failure::Interrupted(_) | Failure::Timeout(_) => Verdict::Fails,
-            Failure::Status { .. } | Failure::Unauthorized | Failure::Unreadable(_) | Failure::TooLarge(_) => {
-                Verdict::Works
-            }
+            Failure::Status { .. }
+            | Failure::Unauthorized
+            | Failure::Unreadable(_)
+            | Failure::Encoded(_)
+            | Failure::TooLarge(_) => Verdict::Works,
             Failure::NoMemory { .. }
             | Failure::Identity(_)
             | Failure::OnBehalfOf(_)

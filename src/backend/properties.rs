@@ -353,6 +353,7 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
         Failure::Unreachable(refused().await),
         Failure::Interrupted(reset()),
         Failure::Unreadable(serde_json::from_str::<u8>("x").unwrap_err().into()),
+        Failure::Encoded("gzip".into()),
         Failure::TooLarge(1),
         Failure::Timeout(Duration::ZERO),
         Failure::Busy,
@@ -370,6 +371,7 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
             applied: false,
             unknown_write: None,
             token_rejected: false,
+            detail: None,
         };
         let repeated = error.setback().is_some_and(|setback| may_repeat(true, setback));
         assert!(!(repeated && applied), "{error}");

@@ -106,6 +106,11 @@ fn unwell(backend: &BackendSettings, error: &BackendError, claims: Option<&Claim
         Failure::Unhealthy => step
             .wrong("The backend answers, and says itself that it is unwell")
             .mend(TEAM, "look at the backend's own log and at what it depends on"),
+        Failure::Encoded(_) => step
+            .wrong(
+                "The backend, or a gateway before it, encodes its answers although `Accept-Encoding: identity` is sent",
+            )
+            .mend(TEAM, "switch compression off for requests that do not ask for it"),
         Failure::Unreadable(_) | Failure::TooLarge(_) | Failure::NoMemory { .. } => step
             .wrong("What answers is not the backend as agreed: `GET /health` gives `{\"status\":\"healthy\"}` as JSON")
             .mend(DEPLOYER, "correct BACKEND_API_URL: it may lead to a web page, a sign-in or a gateway")

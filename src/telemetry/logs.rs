@@ -32,7 +32,7 @@ use writer::{LineWriter, WriterGuard};
 pub(super) use writer::Line;
 
 pub use super::text::Rfc3339;
-pub use call::Told;
+pub use call::{Cause, Told};
 
 /// How many lines of the process's log were dropped. The log is the process's, and so is this.
 static DROPPED: OnceLock<Arc<AtomicU64>> = OnceLock::new();

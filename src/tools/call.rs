@@ -19,7 +19,7 @@ use crate::auth::{Caller, StepUp};
 use crate::backend::{Call, Principal};
 use crate::problem::{Details, ErrorCode, Problem};
 use crate::telemetry::audit::{self, Decision, Digest, Slot, Subject};
-use crate::telemetry::logs::Told;
+use crate::telemetry::logs::{Cause, Told};
 use crate::telemetry::metrics::{EndedCall, Outcome, Shed};
 use crate::telemetry::spans::{self, Description};
 use crate::telemetry::trace::RequestTrace;
@@ -234,7 +234,8 @@ impl Ending {
             });
         }
         let tell_cause = self.shared.tell_causes;
-        self.record(Outcome::Failed(problem.error), problem.details.cause.as_deref());
+        let (text, backend_detail) = (problem.details.cause.clone(), problem.details.backend_detail.take());
+        self.record(Outcome::Failed(problem.error), text.map(|text| Box::new(Cause { text, backend_detail })));
         if !tell_cause {
             problem.details.cause = None;
         }
@@ -247,11 +248,11 @@ impl Ending {
         self.fail(problem)
     }
 
-    fn record(mut self, outcome: Outcome, cause: Option<&str>) {
+    fn record(mut self, outcome: Outcome, cause: Option<Box<Cause>>) {
         self.write(outcome, cause);
     }
 
-    fn write(&mut self, outcome: Outcome, cause: Option<&str>) {
+    fn write(&mut self, outcome: Outcome, cause: Option<Box<Cause>>) {
         self.recorded = true;
         let took = self.started.elapsed();
         self.shared.metrics.tool_called(&EndedCall {
@@ -294,7 +295,7 @@ impl Ending {
             Outcome::Failed(ErrorCode::TimeoutError) => (Level::WARN, "failed with TIMEOUT_ERROR"),
             Outcome::Failed(ErrorCode::InternalError) => (Level::ERROR, "failed with INTERNAL_ERROR"),
         };
-        let told = Told { level, verb, cause: cause.map(Box::from) };
+        let told = Told { level, verb, cause };
         self.shared.audit.record_call(std::mem::take(&mut self.slot), event, told);
     }
 }

@@ -113,6 +113,14 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
                 .to_owned(),
             false,
         ),
+        Failure::Encoded(coding) => (
+            ErrorCode::ServiceError,
+            format!(
+                "The backend's answer has the content coding `{coding}`, which this server did not ask for (`Accept-Encoding: identity`). \
+                 The operators of the backend, or of a gateway before it, have to switch that off; calling again will not help."
+            ),
+            false,
+        ),
         Failure::TooLarge(limit) => (
             ErrorCode::ServiceError,
             format!("The backend's answer is larger than the {limit} bytes that this server reads. Ask for less: a lower `limit`, or more `filters`."),
@@ -171,6 +179,7 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
             retryable,
             retry_after_seconds: error.retry_after(),
             cause: Some(chain(error)),
+            backend_detail: error.detail.clone(),
             ..Details::default()
         }),
     };
@@ -213,6 +222,9 @@ fn lost_answer(failure: &Failure) -> String {
         }
         Failure::Interrupted(_) => "the connection broke before its answer was complete".to_owned(),
         Failure::Unreadable(_) => "its answer does not have the agreed form".to_owned(),
+        Failure::Encoded(coding) => {
+            format!("its answer has the content coding `{coding}`, which this server did not ask for")
+        }
         Failure::TooLarge(limit) => format!("its answer is larger than the {limit} bytes that this server reads"),
         Failure::NoMemory { .. } => "this server had no memory for its answer".to_owned(),
         // An earlier attempt created it, and the last one failed in another way.

@@ -220,6 +220,7 @@ fn failure() -> impl Strategy<Value = (&'static str, u16, Option<Duration>)> {
         "unreachable",
         "interrupted",
         "unreadable",
+        "encoded",
         "too large",
         "timeout",
         "busy",
@@ -246,6 +247,7 @@ fn make(kind: &str, status: u16, wait: Option<Duration>) -> Failure {
         "unreachable" => Failure::Unreachable(broken()),
         "interrupted" => Failure::Interrupted(broken()),
         "unreadable" => Failure::Unreadable(FormError::from(serde_json::from_str::<u8>("\"x\"").unwrap_err())),
+        "encoded" => Failure::Encoded("gzip".into()),
         "too large" => Failure::TooLarge(status.into()),
         "timeout" => Failure::Timeout(wait.unwrap_or_default()),
         "busy" => Failure::Busy,
@@ -352,7 +354,7 @@ proptest! {
         let answered = matches!(failure, Failure::Status { .. } | Failure::Unreadable(_) | Failure::Timeout(_)).then_some(status);
         let path = format!("/users/{id}");
         let error =
-            BackendError { failure, path, status: answered, write, applied, unknown_write: unknown.clone(), token_rejected: false };
+            BackendError { failure, path, status: answered, write, applied, unknown_write: unknown.clone(), token_rejected: false, detail: Some("x".into()) };
         let problem = error::advice(&error, || format!("user `{id}`"));
         let json = problem.to_json();
         assert_well_formed(&json);

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use crate::support::calls::{TRACE_ID, is_uuid};
 use crate::support::{CallResult, Era, TestApp};
 
+/// What a failing backend says about the error: for the log, and in no answer of ours.
+const DETAIL: &str = "what the backend says about it";
 /// Stands in every body of a failing backend; may stand in no answer of ours.
 const CANARY: &str = "canary-7f3a-in-the-body";
 pub const CAP: usize = 64 << 10;
@@ -69,7 +71,8 @@ fn object(error: &str, message: &str, details: &str) -> String {
 
 /// An answer of the backend with the canary in its body.
 pub fn status(code: u16) -> FaultRule {
-    FaultRule::status(code).body(json!({ "title": CANARY, "detail": CANARY, "status": code }).to_string())
+    FaultRule::status(code)
+        .body(json!({ "title": DETAIL, "detail": DETAIL, "stack": CANARY, "status": code }).to_string())
 }
 
 /// A server that goes on asking a backend that goes on failing, so that each row stands for itself.
@@ -451,6 +454,34 @@ async fn the_status_of_an_error_decides_also_when_its_body_stalls() {
 }
 
 #[tokio::test]
+async fn an_answer_with_a_content_coding_is_an_error_that_names_it() {
+    let app = app().await;
+    let gzip = b"\x1f\x8b\x08\x00".as_slice();
+    for (coding, named) in [("gzip", Some("`gzip`")), ("BR", Some("`BR`")), ("identity", None), ("Identity", None)] {
+        let body = FaultRule::status(200).body(gzip).header("content-encoding", coding);
+        app.stand_ins.backend.set_fault([body.clone().on("GET /users"), body.on("POST /tickets")]);
+        let (result, requests) = read(&app, Era::Modern).await;
+        assert_eq!(
+            requests.iter().map(|request| request.header("accept-encoding")).collect::<Vec<_>>(),
+            [Some("identity")]
+        );
+        let error = result.error();
+        assert_eq!((&error["error"], &error["details"]["status_code"]), (&json!("SERVICE_ERROR"), &json!(200)));
+        assert_eq!(error["details"]["retryable"], false);
+        assert_eq!(error["message"].as_str().unwrap().contains("`gzip`"), named == Some("`gzip`"), "{error}");
+        assert!(named.is_none_or(|named| error["message"].as_str().unwrap().contains(named)), "{error}");
+        let error = create(&app, Era::Modern, "x").await.0.error();
+        assert_eq!((&error["details"]["outcome"], &error["details"]["retryable"]), (&json!("created"), &json!(false)));
+        assert!(named.is_none_or(|named| error["message"].as_str().unwrap().contains(named)), "{error}");
+    }
+    // An error stays the error that its status names.
+    app.stand_ins.backend.set_fault([FaultRule::status(404).body(gzip).header("content-encoding", "gzip")]);
+    assert_eq!(read(&app, Era::Modern).await.0.error()["message"], NOT_FOUND);
+    app.stand_ins.backend.set_fault([]);
+    app.until_ready().await;
+}
+
+#[tokio::test]
 async fn one_refused_token_costs_a_second_attempt_with_a_new_one() {
     for era in Era::ALL {
         let app = TestApp::spawn().await;
@@ -538,7 +569,7 @@ async fn causes_are_told_in_debug_mode_only_and_the_backends_words_never() {
             let told = result.error()["details"]["cause"].as_str().map(str::to_owned);
             assert_eq!(told.is_some(), debug, "{fault:?}");
             assert!(told.as_ref().is_none_or(|told| told.contains(cause)), "{told:?} should say: {cause}");
-            assert!(!result.0.to_string().contains(CANARY), "{}", result.0);
+            assert!(![CANARY, DETAIL].iter().any(|words| result.0.to_string().contains(words)), "{}", result.0);
         }
     }
 }

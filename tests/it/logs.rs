@@ -59,7 +59,7 @@ impl Recorded {
         let bad = json!({ "title": TITLE.repeat(50), "description": DESCRIPTION, "secret": UNKNOWN });
         calls.push((self.call("create_ticket", bad).await, "VALIDATION_ERROR"));
         calls.push((self.call("get_user_profile", json!({ "user_id": "nobody" })).await, "SERVICE_ERROR"));
-        self.fail_with([FaultRule::status(500).body(json!({ "detail": ROW }).to_string())]);
+        self.fail_with([FaultRule::status(500).body(json!({ "stack": ROW }).to_string())]);
         calls.push((self.call("create_ticket", ticket.clone()).await, "SERVICE_ERROR"));
         self.fail_with([FaultRule::status(200).body(format!(r#"{{"data":[{{"{ROW}":"{ROW}"}}],"data":"{ROW}"}}"#))]);
         calls.push((self.call("query_data", query.clone()).await, "SERVICE_ERROR"));
@@ -126,6 +126,46 @@ async fn every_line_is_an_object_and_every_call_has_one_whatever_its_end_and_the
         assert_eq!(attempts("ok"), (Some(1), Some(201)));
         assert_eq!(attempts("VALIDATION_ERROR"), (Some(0), None));
         assert_eq!(attempts("AUTHENTICATION_ERROR"), (Some(2), Some(401)));
+    }
+}
+
+#[tokio::test]
+async fn what_the_backend_says_about_an_error_is_logged_on_one_short_line_and_told_to_no_caller() {
+    let mut recorded = Recorded::start(|program, _| program.env("LOG_LEVEL", "INFO")).await;
+    let problem =
+        json!({ "title": "Not possible", "detail": "no such team\nhere\u{202e}", "errors": { "team": ["gone"] } });
+    let long = json!({ "message": "ü".repeat(3_000) }).to_string();
+    let mut calls = Vec::new();
+    for (rule, expected) in [
+        (
+            FaultRule::status(422)
+                .header("content-type", "application/problem+json; charset=utf-8")
+                .body(problem.to_string()),
+            Some("Not possible; no such team\\nhere\\u{202e}; errors: {\"team\":[\"gone\"]}".to_owned()),
+        ),
+        (
+            FaultRule::status(500).body(r#"{"message":"no connection to the database"}"#),
+            Some("no connection to the database".to_owned()),
+        ),
+        // As much as arrives of a body that stalls.
+        (FaultRule::status(409).body(r#"{"title":"Taken","detail":"it sta"#).stalled(), Some("Taken".to_owned())),
+        (FaultRule::status(400).body(long), Some(format!("{}…", "ü".repeat(500)))),
+        (FaultRule::status(400).header("content-type", "text/html").body("<html>"), None),
+        (FaultRule::status(400).body("{}"), None),
+    ] {
+        recorded.fail_with([rule]);
+        calls.push((recorded.call("list_users", json!({})).await, expected));
+    }
+    assert!(
+        !recorded.answers.contains("no such team") && !recorded.answers.contains("database"),
+        "{}",
+        recorded.answers
+    );
+    let (_, finished, _) = recorded.end().await;
+    let log = finished.log();
+    for (trace_id, expected) in calls {
+        let line = log.iter().find(|line| line["outcome"].is_string() && line["trace_id"] == *trace_id).unwrap();
+        assert_eq!(line["backend_detail"].as_str(), expected.as_deref(), "{line}");
     }
 }
 

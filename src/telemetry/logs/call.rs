@@ -17,7 +17,16 @@ pub struct Told {
     /// What came of the call for people, as what the tool did.
     pub verb: &'static str,
     /// Why it failed, for whoever operates the server.
-    pub cause: Option<Box<str>>,
+    pub cause: Option<Box<Cause>>,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone)]
+pub struct Cause {
+    /// The error with its sources.
+    pub text: String,
+    /// What the backend says about it.
+    pub backend_detail: Option<Box<str>>,
 }
 
 fn tool(event: &audit::Event) -> &'static str {
@@ -52,7 +61,10 @@ impl Told {
             line.push("\"");
         }
         if let Some(cause) = &self.cause {
-            line.field("cause", cause);
+            line.field("cause", &cause.text);
+            if let Some(detail) = &cause.backend_detail {
+                line.field("backend_detail", detail);
+            }
         }
         line.push("}\n");
     }
@@ -62,6 +74,7 @@ impl Told {
         let event = &record.event;
         let (name, verb) = (tool(event), self.verb);
         let (took_ms, address) = (Milliseconds(event.took), event.client_address.map(|address| address.to_string()));
+        let cause = self.cause.as_deref();
         macro_rules! tell {
             ($level:expr) => {
                 event!(
@@ -73,7 +86,8 @@ impl Told {
                     backend.attempts = event.attempts,
                     backend.status_code = event.backend_status,
                     client.address = address.as_deref(),
-                    cause = self.cause.as_deref(),
+                    cause = cause.map(|cause| cause.text.as_str()),
+                    backend_detail = cause.and_then(|cause| cause.backend_detail.as_deref()),
                     "tool `{name}` {verb} after {took_ms} ms"
                 )
             };
@@ -114,7 +128,9 @@ mod tests {
                             backend_status: cause.map(|_| 503),
                             ..audit::Event::refused_caller(trace_id, address, "ok")
                         };
-                        let told = Told { level, verb: "succeeded", cause: cause.map(Box::from) };
+                        let cause =
+                            cause.map(|text| Cause { text: text.to_owned(), backend_detail: Some(text.into()) });
+                        let told = Told { level, verb: "succeeded", cause: cause.map(Box::new) };
                         let audit = audit::Audit::default();
                         if written {
                             audit.record_call(audit::Slot::default(), event, told);
