@@ -20,7 +20,7 @@ mod request_body;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -34,7 +34,6 @@ use futures_util::future::BoxFuture;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use ipnet::IpNet;
 use rmcp::model::InitializeRequestParams;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
@@ -68,8 +67,6 @@ const DOCUMENTATION: &str = "https://modelcontextprotocol.io/specification/2026-
 /// A request has at most so many header fields, and so many bytes of them.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// How long the body of a request may take that is refused whatever it says.
-const BODY_PATIENCE: Duration = Duration::from_secs(2);
 const MCP_PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 /// The HTTP side of the server.
@@ -79,6 +76,7 @@ pub struct Web {
     health: Arc<Health>,
     is_guarded: bool,
     trusted_proxies: Vec<IpNet>,
+    max_request_bytes: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -147,7 +145,8 @@ impl Web {
             .with_state(Arc::clone(&metrics))
             .fallback(problem::not_on_the_management_port);
         let trusted_proxies = settings.trusted_proxies.clone();
-        Self { main, management, health, metrics, is_guarded: guard.is_some(), trusted_proxies }
+        let max_request_bytes = settings.max_request_bytes;
+        Self { main, management, health, metrics, is_guarded: guard.is_some(), trusted_proxies, max_request_bytes }
     }
 
     /// The way of one request.
@@ -159,14 +158,19 @@ impl Web {
         let address = forwarded::client_address(peer, request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(Caller::unauthenticated(address));
         let has_too_large_a_head = has_too_large_a_head(&request);
+        let waits_for_continue = request.headers().contains_key(header::EXPECT);
         let is_mcp = lane != Lane::Management && matches!(request.uri().path(), "/mcp" | "/mcp/");
         let presented = Presented::take(request.headers_mut());
         if self.is_guarded && lane == Lane::Main {
             request.extensions_mut().insert(presented);
         }
+        let is_refused_by_lane = lane == Lane::HealthOnly && !request.uri().path().starts_with("/health/");
+        // One handler reads bodies. Whatever else answers leaves the body to the end of this function.
+        let is_read = is_mcp && request.method() == Method::POST && !has_too_large_a_head && !is_refused_by_lane;
+        let unread = (!is_read).then(|| std::mem::take(request.body_mut()));
         let mut response = if has_too_large_a_head {
             problem::head_too_large()
-        } else if lane == Lane::HealthOnly && !request.uri().path().starts_with("/health/") {
+        } else if is_refused_by_lane {
             self.metrics.shed(Shed::Connections);
             problem::overloaded("The server has no room for another connection.")
         } else {
@@ -177,10 +181,21 @@ impl Web {
                 Ok(Ok(response)) => response,
                 Err(_panic) => {
                     self.metrics.panicked();
-                    problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal())
+                    let mut response = problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal());
+                    // The body may have been lost half-way.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    response
                 }
             }
         };
+        // hyper closes a connection whose request was not read to its end, and a client that sends its next request on it, as every
+        // client does after a 401, would get no answer: the rest is read, or the client is told.
+        if let Some(unread) = unread.or_else(|| UnreadBody::take(&mut response))
+            && (waits_for_continue && !unread.is_end_stream()
+                || !request_body::drain(unread, self.max_request_bytes).await)
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         problem::speak_plainly(&mut response, &trace, is_mcp).await;
         response.headers_mut().insert(TRACEPARENT, trace.context().header());
         if lane == Lane::HealthOnly || self.health.is_draining() {
@@ -260,12 +275,12 @@ fn cors(origins: &[String]) -> CorsLayer {
 /// `POST /mcp`: MCP over streamable HTTP.
 async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Request) -> Response {
     if let Some(why) = is_ambiguous(&request) {
-        return after_the_body(request, endpoint.max_request_bytes, problem::ambiguous(why)).await;
+        return UnreadBody::leave(request.into_body(), problem::ambiguous(why));
     }
     let Some(guard) = &endpoint.guard else { return serve_mcp(&endpoint, request).await };
     let caller = match guard.admit(&mut request).await {
         Ok(caller) => caller,
-        Err(refused) => return after_the_body(request, endpoint.max_request_bytes, *refused).await,
+        Err(refused) => return UnreadBody::leave(request.into_body(), *refused),
     };
     let step_up = StepUp::default();
     request.extensions_mut().insert(step_up.clone());
@@ -285,26 +300,21 @@ async fn mcp_endpoint(State(endpoint): State<Arc<Endpoint>>, mut request: Reques
     }
 }
 
-/// Answers without the body, once it is there: hyper closes a connection whose request was not read to its end, and a client that
-/// sends its next request on it, as every client does after a 401, would get no answer. What does not come soon is not waited for.
-/// Meanwhile the request takes no room from those that are served.
-async fn after_the_body(request: Request, limit: usize, mut response: Response) -> Response {
-    let waits_for_leave = request.headers().contains_key(header::EXPECT);
-    let mut body = request.into_body();
-    let read = async {
-        let mut read = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            read += frame.data_ref().map_or(0, Bytes::len);
-            if read > limit {
-                return false;
-            }
-        }
-        body.is_end_stream()
-    };
-    if waits_for_leave || !tokio::time::timeout(BODY_PATIENCE, read).await.unwrap_or(false) {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+/// The body of a request that was answered without it, on its way with the response to [`Web::answer`], which drains it. Meanwhile the
+/// request takes no place from others.
+#[derive(Clone)]
+struct UnreadBody(Arc<Mutex<Option<Body>>>);
+
+impl UnreadBody {
+    fn leave(body: Body, mut response: Response) -> Response {
+        response.extensions_mut().insert(Self(Arc::new(Mutex::new(Some(body)))));
+        response
     }
-    response
+
+    fn take(response: &mut Response) -> Option<Body> {
+        let Self(body) = response.extensions_mut().remove()?;
+        body.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// A request whose caller may come in.
@@ -319,7 +329,7 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
         Ok(charged) => charged.flatten(),
         Err(wait) => {
             endpoint.metrics.shed(Shed::Caller);
-            return after_the_body(request, endpoint.max_request_bytes, problem::too_many_requests(wait)).await;
+            return UnreadBody::leave(request.into_body(), problem::too_many_requests(wait));
         }
     };
     let (mut parts, mut body) = request.into_parts();
@@ -328,7 +338,7 @@ async fn serve_mcp(endpoint: &Endpoint, request: Request) -> Response {
         Err(ReadError::NoMemory) => {
             endpoint.metrics.shed(Shed::Memory);
             let full = problem::overloaded("The server has no memory left for a request of this size.");
-            return after_the_body(Request::from_parts(parts, body), endpoint.max_request_bytes, full).await;
+            return UnreadBody::leave(body, full);
         }
         Err(ReadError::TooSlow(timeout)) => return problem::body_too_slow(timeout),
         Err(ReadError::TooLarge) => return problem::body_too_large(),

@@ -135,7 +135,9 @@ pub(super) fn body_too_large() -> Response {
 
 /// The body has not come as a whole.
 pub(super) fn broken_off() -> Response {
-    response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, INCOMPLETE))
+    let mut response = response(StatusCode::BAD_REQUEST, Problem::new(ErrorCode::ValidationError, INCOMPLETE));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The body was not complete in time.

@@ -1,4 +1,4 @@
-//! Reading the body of a request: within a time, a size and a budget of memory.
+//! Reading the body of a request: within a time, a size and a budget of memory. Or throwing it away, where nobody needs it.
 //!
 //! While a body is read, its request takes no place from others: a body may come as slowly as its sender likes. What it may cost is
 //! memory, and that has a budget of its own here, so that slow senders take none from the answers, the writes and the requests
@@ -17,6 +17,28 @@ use crate::memory::{ByteBudget, Full, Lease};
 /// Of each body, so many bytes are not counted: the number of bodies is bounded by MAX_CONNECTIONS. Only the longest legal calls are
 /// larger, so that all others find room whatever is being sent beside them.
 const UNCOUNTED: usize = 32 << 10;
+
+/// How long a body may take that is thrown away.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Throws a body away, up to so many bytes. Whether it was read to its end, so that another request can follow it.
+pub(super) async fn drain(mut body: Body, max_bytes: usize) -> bool {
+    if body.size_hint().lower() > max_bytes as u64 {
+        return false;
+    }
+    let read = async {
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > max_bytes {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(DRAIN_TIMEOUT, read).await.unwrap_or(false)
+}
 
 /// Why there is no body.
 #[derive(Debug, PartialEq, Eq)]

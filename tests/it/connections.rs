@@ -54,6 +54,20 @@ impl Wire {
         }
     }
 
+    /// Reads the answer to this request, which has no body if it is one to HEAD: its status and head.
+    async fn answer_to(&mut self, request: &str) -> (u16, String) {
+        if !request.starts_with("HEAD") {
+            let (status, head, _) = self.answer().await;
+            return (status, head);
+        }
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let byte = tokio::time::timeout(HANGS, self.0.read_u8()).await.expect("no answer").unwrap();
+            head.push(byte.into());
+        }
+        (head[9..12].parse().unwrap(), head.to_lowercase())
+    }
+
     /// Reads one interim answer: its status.
     pub async fn informed(&mut self) -> u16 {
         let mut head = Vec::new();
@@ -390,4 +404,80 @@ async fn what_is_too_large_or_ambiguous_ends_its_connection_and_the_client_is_to
     wire.say(body).await;
     assert_eq!(wire.answer().await.0, 400);
     wire.closed().await;
+}
+
+/// Requests whose body nobody needs, with the status of the answer: on the main listener, and on the management listener.
+fn without_use_for_a_body() -> [Vec<(String, u16)>; 2] {
+    let request = |line: &str, more: &str| format!("{line} HTTP/1.1\r\nHost: localhost\r\n{more}");
+    let preflight = "Origin: https://app.example\r\nAccess-Control-Request-Method: POST\r\n";
+    let many_fields: String = (0..64).map(|n| format!("X-{n}: x\r\n")).collect();
+    let main = [
+        ("GET /", "", 200),
+        ("GET /health/live", "", 200),
+        ("GET /health/ready", "", 200),
+        ("HEAD /health/live", "", 200),
+        ("POST /health/live", "", 405),
+        ("POST /", "", 405),
+        ("GET /mcp", "", 405),
+        ("DELETE /mcp/", "", 405),
+        ("OPTIONS /mcp", preflight, 200),
+        ("GET /metrics", "", 404),
+        ("POST /messages", "", 404),
+        ("GET /.well-known/oauth-protected-resource/mcp", "", 200),
+        ("POST /mcp", "", 401),
+        ("POST /mcp", &many_fields, 431),
+        ("GET /health/live", &many_fields, 431),
+    ];
+    let management = [("GET /metrics", "", 200), ("POST /metrics", "", 405), ("POST /mcp", "", 404)];
+    let rows =
+        |rows: &[(&str, &str, u16)]| rows.iter().map(|(line, more, status)| (request(line, more), *status)).collect();
+    [rows(&main), rows(&management)]
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_needs_costs_the_next_request_on_its_connection_nothing() {
+    const FRAMES: [(&str, &str); 2] = [
+        ("Content-Length: 12\r\n\r\n", "GET / HTTP/1"),
+        ("Transfer-Encoding: chunked\r\n\r\n", "5\r\nGET /\r\n0\r\nTrailer: x\r\n\r\n"),
+    ];
+    let app =
+        TestApp::guarded_with(|_| {}, |settings| settings.web.allowed_origins = vec!["https://app.example".to_owned()])
+            .await;
+    let ([main, management], next) = (without_use_for_a_body(), ["GET /health/live", "GET /metrics"]);
+    let addresses = [(app.address, main, next[0]), (app.metrics_address, management, next[1])];
+    for (address, requests, next) in addresses {
+        for (request, status) in &requests {
+            let connect = async || Wire(TcpStream::connect(address).await.unwrap());
+            for (framing, body) in FRAMES {
+                let mut wire = connect().await;
+                for _ in 0..2 {
+                    wire.say(&[request, framing].concat()).await;
+                    let early = tokio::time::timeout(Duration::from_millis(20), wire.0.peek(&mut [0])).await;
+                    assert!(early.is_err(), "before the body of {request}");
+                    wire.say(body).await;
+                    let (seen, head) = wire.answer_to(request).await;
+                    assert!(seen == *status && !head.contains("connection: close"), "{request}: {head}");
+                }
+                wire.say(&format!("{next} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+                assert_eq!(wire.answer().await.0, 200, "after {request}");
+            }
+            // Large by its own account, or waiting for leave to come: it is not waited for.
+            for framing in ["Content-Length: 98305\r\n\r\n", "Content-Length: 12\r\nExpect: 100-continue\r\n\r\n"] {
+                let mut wire = connect().await;
+                wire.say(&[request, framing].concat()).await;
+                let (seen, head) = wire.answer_to(request).await;
+                assert!(seen == *status && head.contains("connection: close"), "{request}: {head}");
+                wire.closed().await;
+            }
+        }
+        // It is waited for, but not for long.
+        let never = async |request: &str, status: u16| {
+            let mut wire = Wire(TcpStream::connect(address).await.unwrap());
+            wire.say(&[request, FRAMES[0].0].concat()).await;
+            let (seen, head) = wire.answer_to(request).await;
+            assert!(seen == status && head.contains("connection: close"), "{request}: {head}");
+            wire.closed().await;
+        };
+        futures_util::future::join_all(requests.iter().map(|(request, status)| never(request, *status))).await;
+    }
 }
