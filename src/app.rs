@@ -335,14 +335,19 @@ fn metrics_of(settings: &Settings, identity: &Arc<TokenSource>, observed: &Arc<O
     let seen = Arc::clone(observed);
     let figure = Figure::new(
         "mcp_server_backend_circuit_breaker",
-        "What the circuit breaker does with calls: 0 lets them through, 1 tries one, 2 refuses them",
+        "What the circuit breaker of a route does with calls: 0 lets them through, 1 tries one, 2 refuses them",
     );
-    metrics.observe(Kind::Gauge, figure, move || {
-        match seen.backend.get().and_then(Weak::upgrade).map(|backend| backend.breaker_state()) {
-            None | Some(BreakerState::Closed) => 0.0,
-            Some(BreakerState::HalfOpen) => 1.0,
-            Some(BreakerState::Open) => 2.0,
-        }
+    metrics.observe_each(Kind::Gauge, figure, move || {
+        let backend = seen.backend.get().and_then(Weak::upgrade);
+        let of = |route: Route| {
+            let state = match backend.as_ref().map(|backend| backend.breaker_state(route)) {
+                None | Some(BreakerState::Closed) => 0.0,
+                Some(BreakerState::HalfOpen) => 1.0,
+                Some(BreakerState::Open) => 2.0,
+            };
+            (vec![("route", route.name())], state)
+        };
+        Route::OF_TOOLS.map(of).to_vec()
     });
     observe_identity(&mut metrics, identity);
     metrics

@@ -26,6 +26,7 @@ mod users;
 mod window;
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -43,7 +44,7 @@ use tracing::debug;
 use url::Url;
 
 pub use breaker::BreakerState;
-use breaker::{Admission, Breaker};
+use breaker::{Admission, Breakers, CallerBit, Source};
 use budget::RetryBudget;
 pub use caller::Principal;
 use caller::{Bearer, Told};
@@ -97,7 +98,7 @@ pub struct BackendClient {
     permits: Semaphore,
     /// Keeps repetitions from multiplying an outage.
     budget: RetryBudget,
-    breaker: Option<Breaker>,
+    breakers: Option<Breakers>,
     /// What answers may take in memory, from their first chunk until our own answer has been written.
     memory: Arc<ByteBudget>,
     /// Of the spans of attempts, by route.
@@ -129,6 +130,21 @@ impl Route {
         ("GET", "/query/{dataset}"),
         ("GET", "/health"),
     ];
+
+    /// Those that tools call.
+    pub const OF_TOOLS: [Self; 5] = [Self::User, Self::Users, Self::CreateTicket, Self::Tickets, Self::Query];
+
+    /// Method and path template in one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::User => "GET /users/{user_id}",
+            Self::Users => "GET /users",
+            Self::CreateTicket => "POST /tickets",
+            Self::Tickets => "GET /tickets",
+            Self::Query => "GET /query/{dataset}",
+            Self::Health => "GET /health",
+        }
+    }
 }
 
 /// What one tool call may spend on the backend, and what it did spend.
@@ -141,6 +157,8 @@ pub struct Call {
     recording: Option<Recording>,
     bearer: Bearer,
     told: Option<Told>,
+    /// Who calls, as far as the circuit breaker tells callers apart.
+    caller: CallerBit,
     attempts: AtomicU32,
     status: AtomicU16,
     /// The status of the attempt that is being made.
@@ -277,7 +295,7 @@ impl BackendClient {
             idempotent_creates: settings.idempotent_creates,
             permits: Semaphore::new(settings.max_concurrency),
             budget: RetryBudget::new(settings.retry_floor, settings.retry_percent),
-            breaker: settings.circuit_breaker.then(Breaker::new),
+            breakers: settings.circuit_breaker.then(Breakers::new),
             memory: ByteBudget::new(settings.max_buffered_bytes),
             descriptions: Route::TEMPLATES.map(|(method, path)| Description::of_attempts(method, path, host, port)),
             #[cfg(test)]
@@ -291,9 +309,20 @@ impl BackendClient {
         Self { users: Some(users), ..self }
     }
 
-    /// Starts the clock of one tool call, which is recorded there if it is traced.
-    pub fn begin_call_for(&self, trace: Trace, recording: Option<Recording>, caller: Option<Principal<'_>>) -> Call {
+    /// Starts the clock of one tool call, which is recorded there if it is traced. `address` is that of the client.
+    pub fn begin_call_for(
+        &self,
+        trace: Trace,
+        recording: Option<Recording>,
+        caller: Option<Principal<'_>>,
+        address: Option<IpAddr>,
+    ) -> Call {
         let mut call = Call { recording, ..self.begin_call(trace) };
+        call.caller = match (caller, address) {
+            (Some(caller), _) => CallerBit::of_identity(caller.tenant, caller.object),
+            (None, Some(address)) => CallerBit::of_address(address),
+            (None, None) => call.caller,
+        };
         if let BackendAuth::OnBehalfOf { app_fallback } = self.auth {
             call.bearer = Bearer::on_behalf_of(caller, app_fallback);
         }
@@ -316,6 +345,7 @@ impl BackendClient {
             recording: None,
             bearer: Bearer::Server,
             told: None,
+            caller: CallerBit::SERVER,
             attempts: AtomicU32::new(0),
             status: AtomicU16::new(0),
             attempt_status: AtomicU16::new(0),
@@ -356,9 +386,9 @@ impl BackendClient {
         &self.memory
     }
 
-    /// What the breaker does with calls now.
-    pub fn breaker_state(&self) -> BreakerState {
-        self.breaker.as_ref().map_or(BreakerState::Closed, Breaker::state)
+    /// What the breaker of a route does with calls now.
+    pub fn breaker_state(&self, route: Route) -> BreakerState {
+        self.breakers.as_ref().map_or(BreakerState::Closed, |breakers| breakers.state(route))
     }
 
     /// The address of a route: the base with these segments appended, each percent-encoded as one.
@@ -499,10 +529,16 @@ impl BackendClient {
             return Err(self.fail(request, Failure::Busy));
         };
         let _taken = self.metrics.backend_permit();
-        let admission = self.breaker.as_ref().map(Breaker::admit).transpose().map_err(|wait| {
-            self.metrics.shed(Shed::Breaker);
-            self.fail(request, Failure::CircuitOpen(wait))
-        })?;
+        let admission = match &self.breakers {
+            None => None,
+            Some(breakers) => {
+                let source = Source::new(call.caller, request.url.path());
+                Some(breakers.admit(request.route, source).map_err(|wait| {
+                    self.metrics.shed(Shed::Breaker);
+                    self.fail(request, Failure::CircuitOpen(wait))
+                })?)
+            }
+        };
         let answer = self.exchange(call, request, token).await;
         if let Some(admission) = admission {
             Admission::settle(admission, answer.as_ref().err().map_or(breaker::Verdict::Works, BackendError::verdict));

@@ -62,7 +62,7 @@ const fn open(name: &'static str, what: &'static str, pace: Pace) -> Scenario {
 /// The scenario whose rate half load is half of.
 pub const FULL_LOAD: &str = "c64";
 
-/// In the order in which a process goes through them: failures at last, for they open the circuit breaker.
+/// In the order in which a process goes through them: failures at last, for they use up the budget for repetitions.
 pub const SCENARIOS: [Scenario; 17] = [
     closed("c1", "1 connection", 1, USER),
     closed("c8", "8 connections", 8, USER),

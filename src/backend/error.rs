@@ -82,7 +82,7 @@ pub enum Failure {
     /// So many requests are with the backend already that another would only wait; nothing was sent.
     #[error("has all the requests that it may have at the same time")]
     Busy,
-    /// It has been failing, and is left in peace for so long; nothing was sent.
+    /// The circuit breaker of the route is open, for so long; nothing was sent.
     #[error("keeps failing and is not asked for {0:?}")]
     CircuitOpen(Duration),
     /// `GET /health` was answered, but not with `healthy`.
@@ -179,9 +179,14 @@ impl BackendError {
     /// What it tells the circuit breaker.
     pub(super) fn verdict(&self) -> Verdict {
         match &self.failure {
-            Failure::Status { status, .. } if status.is_server_error() => Verdict::Fails,
+            // A 500 is what a working backend says when it cannot cope with one request.
+            Failure::Status {
+                status: StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
+                ..
+            } => Verdict::Fails,
             Failure::Status { status: StatusCode::TOO_MANY_REQUESTS, .. } => Verdict::Unknown,
-            Failure::Unreachable(_) | Failure::Interrupted(_) | Failure::Timeout(_) => Verdict::Fails,
+            Failure::Unreachable(_) => Verdict::Unreachable,
+            Failure::Interrupted(_) | Failure::Timeout(_) => Verdict::Fails,
             Failure::Status { .. }
             | Failure::Unauthorized
             | Failure::Unreadable(_)

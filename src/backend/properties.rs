@@ -312,21 +312,22 @@ proptest! {
         steps in vec((0u8..10, 0u64..40_000), 1..60)
     ) {
         BENCH.with(|bench| bench.runtime.block_on(async {
-            let breaker = Breaker::new();
+            let breakers = Breakers::new();
+            let source = |millis: u64| Source::new(CallerBit::SERVER, &(millis % 3).to_string());
             let mut admitted: Vec<(Admission<'_>, bool)> = Vec::new();
             for (step, millis) in steps {
                 match step {
                     0..=2 => tokio::time::advance(Duration::from_millis(millis)).await,
-                    3..=6 => match breaker.admit() {
+                    3..=6 => match breakers.admit(Route::User, source(millis)) {
                         Ok(admission) => {
-                            let probe = breaker.state() == BreakerState::HalfOpen;
+                            let probe = breakers.state(Route::User) == BreakerState::HalfOpen;
                             assert!(!(probe && admitted.iter().any(|(_, probe)| *probe)), "two probes");
-                            assert_ne!(breaker.state(), BreakerState::Open);
+                            assert_ne!(breakers.state(Route::User), BreakerState::Open);
                             admitted.push((admission, probe));
                         }
                         Err(wait) => {
-                            assert!(wait <= Duration::from_secs(30) && !wait.is_zero(), "{wait:?}");
-                            assert_ne!(breaker.state(), BreakerState::Closed);
+                            assert!(wait <= Duration::from_secs(31) && !wait.is_zero(), "{wait:?}");
+                            assert_ne!(breakers.state(Route::User), BreakerState::Closed);
                         }
                     },
                     _ if admitted.is_empty() => {}
@@ -341,8 +342,8 @@ proptest! {
                 }
             }
             admitted.clear();
-            tokio::time::advance(Duration::from_secs(30)).await;
-            assert!(breaker.admit().is_ok(), "shut for good");
+            tokio::time::advance(Duration::from_secs(31)).await;
+            assert!(breakers.admit(Route::User, source(0)).is_ok(), "shut for good");
         }));
     }
 }

@@ -212,7 +212,8 @@ struct World {
     stories: Mutex<BTreeMap<u64, Story>>,
     calls: AtomicU32,
     retries: AtomicU32,
-    probes: AtomicUsize,
+    /// Of reads, and of writes: each route has a breaker of its own.
+    probes: [AtomicUsize; 2],
     at_entra: AtomicUsize,
     client: OnceLock<Weak<BackendClient>>,
     settings: BackendSettings,
@@ -263,7 +264,7 @@ impl World {
             stories: Mutex::default(),
             calls: AtomicU32::new(0),
             retries: AtomicU32::new(0),
-            probes: AtomicUsize::new(0),
+            probes: Default::default(),
             at_entra: AtomicUsize::new(0),
             client: OnceLock::new(),
             settings,
@@ -327,8 +328,11 @@ impl World {
     /// One request on the wire, as the client sees it.
     async fn carry(self: Arc<Self>, mut request: Request) -> reqwest::Result<Response> {
         // Not yet polled a second time: what the breaker says now is what it said to this request.
-        let state = self.client.get().and_then(Weak::upgrade).map(|client| client.breaker_state());
-        let probe = (state == Some(BreakerState::HalfOpen)).then(|| Counted::new(&self, |world| &world.probes));
+        let write = request.method() == Method::POST;
+        let route = if write { Route::CreateTicket } else { Route::User };
+        let probes: fn(&Self) -> &AtomicUsize = if write { |world| &world.probes[1] } else { |world| &world.probes[0] };
+        let state = self.client.get().and_then(Weak::upgrade).map(|client| client.breaker_state(route));
+        let probe = (state == Some(BreakerState::HalfOpen)).then(|| Counted::new(&self, probes));
         if probe.as_ref().is_some_and(|(_, at_once)| *at_once > 1) {
             self.blame(Invariant::OneProbe, "two probes at once".to_owned());
         }
@@ -337,7 +341,6 @@ impl World {
         }
         let token = request.headers()[header::AUTHORIZATION].to_str().unwrap()["Bearer ".len()..].parse().unwrap();
         let key = request.headers().get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
-        let write = request.method() == Method::POST;
         let call = u64::from_str_radix(&request.headers()[TRACEPARENT].to_str().unwrap()[3..35], 16).unwrap();
         let turn = self.story(call, |story| {
             story.exchanges += 1;

@@ -82,7 +82,7 @@ pub const VARIABLES: &[Variable] = &[
     optional(
         "BACKEND_CIRCUIT_BREAKER",
         "true",
-        "Whether calls fail at once while the backend keeps failing; one tries again after 1 to 30 seconds.",
+        "Whether calls of a route of the backend fail at once while it keeps failing; one tries again after 1 to 31 seconds.",
     ),
     optional(
         "BACKEND_IDEMPOTENT_CREATES",

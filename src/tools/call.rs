@@ -170,7 +170,7 @@ impl ToolServer {
         Ending {
             shared: Arc::clone(&self.shared),
             entry,
-            call: Arc::new(self.shared.backend.begin_call_for(onward, recording, principal)),
+            call: Arc::new(self.shared.backend.begin_call_for(onward, recording, principal, origin.address())),
             arguments: audit::digest_of_json(arguments),
             decision: Decision::Allowed,
             slot: Slot::default(),

@@ -159,8 +159,8 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
         ),
         Failure::CircuitOpen(_) => (
             ErrorCode::ServiceError,
-            "The backend has been failing and is being left in peace; nothing was sent to it. Call again after `retry_after_seconds`, and \
-             if that goes on, tell the operators."
+            "The backend is failing, so calls are being rejected without contacting it (circuit breaker open). Call again after \
+             `retry_after_seconds`, and if that goes on, tell the operators."
                 .to_owned(),
             true,
         ),

@@ -1,5 +1,7 @@
 //! One noisy caller does not slow another: the rate limit of each caller, and who counts as one.
 
+use std::time::Duration;
+
 use mcp_server::demo::entra::{AGENT_CLIENT_ID, DemoCaller};
 use mcp_server::demo::fault::FaultRule;
 use mcp_server::settings::RateLimitSettings;
@@ -249,5 +251,50 @@ async fn what_may_be_refused_comes_back_with_time_and_good_tokens_cost_none_of_i
     let unlimited = limited_in_refusals(0.0, 1).await;
     for _ in 0..50 {
         assert_eq!(call(&unlimited, "").bearer_auth("garbage").send().await.unwrap().status(), 401);
+    }
+}
+
+/// Every tool, asked for what works.
+fn sound_calls() -> [(&'static str, Value); 5] {
+    [
+        ("get_user_profile", json!({ "user_id": "42" })),
+        ("list_users", json!({})),
+        ("list_tickets", json!({})),
+        ("query_data", json!({ "dataset": "sales" })),
+        ("create_ticket", json!({ "title": "Printer", "description": "It prints nothing but zeros." })),
+    ]
+}
+
+#[tokio::test]
+async fn a_resource_that_fails_for_one_caller_takes_no_tool_from_the_others() {
+    for (fault, tool, arguments) in [
+        (FaultRule::status(500).on("GET /users/broken"), "get_user_profile", json!({ "user_id": "broken" })),
+        (FaultRule::status(503).on("GET /users/broken"), "get_user_profile", json!({ "user_id": "broken" })),
+        (FaultRule::close_before_head().on("GET /query/broken"), "query_data", json!({ "dataset": "broken" })),
+        (FaultRule::hang().on("GET /query/broken"), "query_data", json!({ "dataset": "broken" })),
+    ] {
+        let app = TestApp::spawn_with(|settings| {
+            settings.web.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.backend.max_attempts = 1;
+            settings.backend.timeout = Duration::from_secs(3);
+        })
+        .await;
+        app.until_ready().await;
+        app.stand_ins.backend.set_fault([fault]);
+        let call = async |client: &str, tool: &str, arguments: &Value| {
+            let params = json!({ "name": tool, "arguments": arguments });
+            let answer = app.request(Era::Legacy, "tools/call", params).header("x-forwarded-for", client).send().await;
+            let answer: Value = serde_json::from_str(&answer.unwrap().text().await.unwrap()).unwrap();
+            answer["result"].clone()
+        };
+        for _ in 0..2 {
+            let failed = futures_util::future::join_all((0..20).map(|_| call("203.0.113.7", tool, &arguments))).await;
+            assert!(failed.iter().all(|result| result["isError"] == true), "{tool}: {failed:?}");
+            for (sound, arguments) in sound_calls() {
+                let result = call("203.0.113.8", sound, &arguments).await;
+                assert_eq!(result["isError"], false, "{sound} beside a failing {tool}: {result}");
+            }
+        }
+        assert_eq!(app.metric(r#"mcp_server_shed_total{limit="breaker"}"#).await, 0.0);
     }
 }
