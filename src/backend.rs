@@ -642,13 +642,13 @@ impl BackendClient {
 
     /// Parses an answer. One that cannot be read is tried once more as it is meant: without a byte order mark, and with U+FFFD for
     /// halves of surrogate pairs. Nearly every answer is right the first time, and is not searched for them.
-    fn parse<T>(
+    fn parse<T, E: Into<FormError>>(
         &self,
         request: &Outgoing,
         body: &[u8],
-        parse: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
+        parse: impl Fn(&[u8]) -> Result<T, E>,
     ) -> Result<T, BackendError> {
-        let unreadable = |error: serde_json::Error| self.fail(request, Failure::Unreadable(error.into()));
+        let unreadable = |error: E| self.fail(request, Failure::Unreadable(error.into()));
         parse(body).or_else(|error| {
             let copy = self.memory.lease(SMALL_ANSWER);
             copy.grow(body.len()).map_err(|Full| self.no_memory(request, true))?;

@@ -1,9 +1,13 @@
-//! JSON as others write it: what the strict reader of `serde_json` refuses although it can be read in one way only.
+//! JSON as others write it: text that `serde_json` refuses although it can be read in one way only, and values copied as they came.
+
+mod copy;
 
 use std::borrow::Cow;
 use std::iter;
 
 use bytes::Bytes;
+
+pub use copy::{Copier, Malformed, object};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 

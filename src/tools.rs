@@ -39,7 +39,7 @@ use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,7 @@ use validator::Validate;
 
 use crate::auth::{Caller, Permission};
 use crate::backend::{BackendClient, Call};
+use crate::json;
 use crate::memory::ByteBudget;
 use crate::problem::Problem;
 use crate::telemetry::audit::{self, Audit};
@@ -182,7 +183,7 @@ fn render(output: &impl Output) -> Result<String, serde_json::Error> {
     match invisible::without_invisible(&text) {
         Cow::Borrowed(_) => Ok(text),
         // Outside of its strings JSON is ASCII, so it is the same object still; but two of its keys may be one now.
-        Cow::Owned(visible) => Ok(serde_json::from_str::<Value>(&visible)?.to_string()),
+        Cow::Owned(visible) => json::object(&visible).map_err(serde_json::Error::custom),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rows of the backend's datasets, which may be many: they are checked and written anew in one pass, and never become a tree.
 
-pub(super) mod rows;
+mod rows;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};

@@ -9,6 +9,7 @@ use http::StatusCode;
 use super::breaker::Verdict;
 use super::retry::Setback;
 use crate::identity::IdentityError;
+use crate::json::Malformed;
 use crate::telemetry::metrics::Exchange;
 
 /// A failed exchange with the backend.
@@ -104,6 +105,12 @@ impl From<serde_json::Error> for FormError {
             Some((_found, expected)) => format!("expected {expected}"),
             None => text.strip_prefix('.').map(str::to_owned).unwrap_or(text),
         })
+    }
+}
+
+impl From<Malformed> for FormError {
+    fn from(malformed: Malformed) -> Self {
+        Self(malformed.to_string())
     }
 }
 

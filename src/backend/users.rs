@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::data::rows;
 use super::record::{self, Object, Record, cut, is_false};
 use super::{BackendClient, BackendError, Call, Outgoing, Route, Segment};
+use crate::json;
 
 /// A person known to the backend, with what it says of them. Fields that it adds are dropped here.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -40,10 +40,10 @@ impl Record for User {
 
 /// An object that nobody looks into: it stays text, and never becomes a tree.
 fn compact<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>, D::Error> {
-    let Some(json) = Option::<&RawValue>::deserialize(input)? else { return Ok(None) };
-    let compact = rows::object(json.get()).map_err(D::Error::custom)?;
+    let Some(sent) = Option::<&RawValue>::deserialize(input)? else { return Ok(None) };
+    let compact = json::object(sent.get()).map_err(D::Error::custom)?;
     // Most backends send it so, and then it need not be read once more.
-    let compact = if compact == json.get() { Ok(json.to_owned()) } else { RawValue::from_string(compact) };
+    let compact = if compact == sent.get() { Ok(sent.to_owned()) } else { RawValue::from_string(compact) };
     compact.map(Some).map_err(D::Error::custom)
 }
 

@@ -176,3 +176,36 @@ async fn a_byte_order_mark_before_its_health_does_not_make_a_backend_unhealthy()
     let app = TestApp::spawn_against(stand_ins, |settings| settings.backend.check_in_readiness = true).await;
     app.until_ready().await;
 }
+
+/// The result as it stands in the response, twice: inside a string, and as it is.
+fn assert_holds(response: &str, json: &str) {
+    let escaped = Value::from(json).to_string();
+    assert!(response.contains(json), "{response} lacks {json}");
+    assert!(response.contains(escaped.trim_matches('"')), "{response} lacks the text of {json}");
+}
+
+#[tokio::test]
+async fn numbers_reach_the_caller_with_the_digits_that_the_backend_sent() {
+    const NUMBERS: &str =
+        r#"{"id":12345678901234567890123,"amount":12345678901234567890.12,"tiny":1e-400,"price":1.50,"zero":-0}"#;
+    let app = TestApp::spawn().await;
+    for (tool, sent) in [
+        ("query_data", format!(r#"{{"data":[{NUMBERS}]}}"#)),
+        ("query_data", format!(r#"{{"data":[{{"hidden":"a\u200bb"}},{NUMBERS},{{"twice":1,"twice":2}}]}}"#)),
+        ("get_user_profile", format!(r#"{{"id":"42","name":"\u200b","details":{NUMBERS}}}"#)),
+        ("get_user_profile", format!(r#"{{"id":"42","details":{{ "more" : {NUMBERS} }} }}"#)),
+    ] {
+        app.stand_ins.backend.set_fault([FaultRule::status(200).body(sent)]);
+        for era in Era::ALL {
+            for mirrored in [false, true] {
+                let call = json!({ "name": tool, "arguments": arguments(tool) });
+                let mut request = app.request(era, "tools/call", call);
+                if mirrored {
+                    request = request.header("mcp-param-none", "none");
+                }
+                let response = request.send().await.unwrap().text().await.unwrap();
+                assert_holds(&response, NUMBERS);
+            }
+        }
+    }
+}
