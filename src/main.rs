@@ -23,6 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `EX_USAGE` and `EX_CONFIG` of sysexits.h.
 const BAD_USAGE: u8 = 64;
 const BAD_SETTINGS: u8 = 78;
+/// "File size limit exceeded", on all systems that we run on.
+const SIGXFSZ: i32 = 25;
 
 #[derive(Parser)]
 #[command(
@@ -144,6 +146,8 @@ async fn switch_level(level: LevelSwitch) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
+    // A write beyond the limit for the size of files fails then, and does not end the process.
+    let _caught = signal(SignalKind::from_raw(SIGXFSZ))?;
     let mut signals = Signals::listen()?;
     let app = App::bind(settings)?;
     serve_until_told(app, &mut signals).await

@@ -6,6 +6,7 @@
 
 mod chain;
 mod file;
+mod room;
 
 use std::cell::RefCell;
 use std::io::BufReader;
@@ -20,9 +21,8 @@ use tracing::{Level, info};
 
 pub use chain::{Broken, Digest, HexDigest, Incident, Whole};
 pub use file::OpenError;
-use file::{End, FileSink};
+use file::{FileSink, Promise};
 
-use super::lines::Reserved;
 use super::logs::line::{OurLine, our_place};
 use super::logs::{Line, Told, hand_past_events};
 use super::text::Text;
@@ -173,7 +173,7 @@ pub struct Audit {
 
 /// The promise that an event will find room, where one was asked for.
 #[derive(Debug, Default)]
-pub struct Slot(Option<Reserved<Record, End>>);
+pub struct Slot(Option<Promise>);
 
 /// Events cannot be written, and nothing may happen without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +186,7 @@ impl Audit {
     ///
     /// When it cannot be opened, is in use by another server, or is no audit file.
     pub fn start(settings: &AuditSettings) -> Result<Self, OpenError> {
-        let file = settings.file.as_deref().map(FileSink::open).transpose()?;
+        let file = settings.file.as_deref().map(|path| FileSink::open(path, settings.required)).transpose()?;
         Ok(Self { file, required: settings.required })
     }
 
@@ -194,7 +194,7 @@ impl Audit {
     ///
     /// # Errors
     ///
-    /// With `AUDIT_REQUIRED`, while the file cannot be written, or is so slow that too many events wait for it.
+    /// With `AUDIT_REQUIRED`, while the file cannot be written, the disk has no room for the event, or too many events wait for it.
     pub fn admit(&self) -> Result<Slot, Unwritable> {
         match &self.file {
             Some(file) if self.required => file.reserve().map(|slot| Slot(Some(slot))).ok_or(Unwritable),
@@ -216,7 +216,7 @@ impl Audit {
     fn keep(&self, slot: Slot, event: Event) -> Record {
         let record = Record::of(event);
         match (slot.0, &self.file) {
-            (Some(slot), _) => slot.add(record.clone()),
+            (Some(slot), _) => slot.keep(record.clone()),
             (None, Some(file)) => file.send(record.clone()),
             (None, None) => {}
         }
@@ -364,7 +364,11 @@ impl Record {
 /// At the first link that is broken, or when the file cannot be read.
 pub fn verify(path: &Path) -> Result<Whole, Broken> {
     let head = file::read_head(&head_path(path))?;
-    chain::verify(BufReader::with_capacity(1 << 20, std::fs::File::open(path)?), head.as_ref())
+    let lost = head.as_ref().map_or(0, |head| head.lost);
+    let file = BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
+    let mut whole = chain::verify(file, head.map(|head| head.end).as_ref())?;
+    whole.lost_events += lost;
+    Ok(whole)
 }
 
 /// The head of a file lies beside it.
@@ -414,6 +418,28 @@ mod tests {
         assert_eq!((&value["caller"], &value["client.address"]), (&json!(hostile), &json!("127.0.0.1")));
         assert_eq!(value["arguments_sha256"], arguments.hex().as_str());
         assert_eq!(value.as_object().unwrap().len(), 17, "{value:#}");
+    }
+
+    #[test]
+    fn no_record_needs_more_room_than_is_claimed_for_one() {
+        let guid = || "ffffffff-ffff-ffff-ffff-ffffffffffff".to_owned().into_boxed_str();
+        let name: &str = Box::leak("n".repeat(128).into_boxed_str());
+        let tool: &Tool = Box::leak(Box::new(Tool::new(name, &json!({}))));
+        let event = Event {
+            name: Name::ToolCall,
+            caller: Some(Arc::new(Subject { tenant: guid(), object: guid(), app: guid() })),
+            tool: Some(tool),
+            arguments: Some(Digest::of(b"{}")),
+            idempotency_key: Some("k".repeat(128).into()),
+            backend_status: Some(u16::MAX),
+            attempts: u32::MAX,
+            took: Duration::MAX,
+            ..Event::refused_caller(TraceContext::begin().trace_id(), Some([u16::MAX; 8].into()), name)
+        };
+        let mut text = Text::default();
+        let mut end = chain::Head { sequence: u64::MAX - 1, ..chain::Head::start() };
+        end.append(&mut text, |text| Record::of(event).write_to_file(text));
+        assert!(text.len() as u64 <= room::EVENT_BYTES, "{}", text.len());
     }
 
     #[test]

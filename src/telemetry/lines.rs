@@ -58,6 +58,11 @@ impl<T, E> Lines<T, E> {
         })
     }
 
+    /// How many lines wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().lines.len()
+    }
+
     /// Takes no more lines; the thread gets those that wait, and `end` with them.
     pub(super) fn close(&self, end: E) {
         let mut waiting = self.lock();

@@ -45,6 +45,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["backoff"], &["src/backend/retry.rs"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
     (&["procfs"], &["src/telemetry/metrics/process.rs"]),
+    (&["rustix"], &["src/telemetry/audit/room.rs"]),
     (&["tracing_subscriber"], &["src/telemetry/logs", "src/settings/parse.rs"]),
     (&["tracing_core", "tracing_log"], &["src/telemetry/logs"]),
     (&["opentelemetry_proto", "prost"], &["src/telemetry/spans"]),

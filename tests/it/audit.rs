@@ -298,6 +298,7 @@ async fn no_call_begins_while_the_file_is_lost_where_the_audit_is_required() {
         })
         .await;
         app.call(Era::Modern, "list_users", json!({})).await.structured();
+        until(async || std::fs::read_to_string(&file).unwrap().contains("tool_call")).await;
         // Nothing happens here but that the folder leaves.
         std::fs::rename(&inner, &aside).unwrap();
         until(async || app.metric("mcp_server_audit_writable").await == 0.0).await;
@@ -319,6 +320,104 @@ async fn no_call_begins_while_the_file_is_lost_where_the_audit_is_required() {
         let whole = audit::verify(&file).unwrap();
         // `started`, the call, then `reopened`, the refused call, the call, `stopped`.
         assert_eq!((whole.records, whole.incidents.len()), (if comes_back { 6 } else { 4 }, 1), "{whole:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_begins_only_with_room_for_its_event_where_the_audit_is_required() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let folder = Folder::new();
+    let port = ReservedPort::new();
+    // Room for no more than two dozen events.
+    let server = Program::serve(&stand_ins)
+        .env("METRICS_PORT", &port.number().to_string())
+        .env("AUDIT_LOG_FILE", folder.text())
+        .env("AUDIT_REQUIRED", "true")
+        .file_size_limit(64 << 10)
+        .start();
+    let client = server.client().await;
+    client.until_ready().await;
+    let ticket = json!({ "title": TITLE, "description": DESCRIPTION });
+    let tickets = || stand_ins.backend.requests().iter().filter(|request| request.target == "/tickets").count();
+    let sends = (0..60).map(|_| client.call("create_ticket", ticket.clone()).send());
+    for answer in futures_util::future::join_all(sends).await {
+        let result = result_of(answer.unwrap()).await;
+        assert!(result.0["isError"] != true || result.error()["error"] == "INTERNAL_ERROR", "{:?}", result.0);
+    }
+    let mut calls = 60;
+    while calls < 300 && !server.stdout.so_far().iter().any(|line| line.contains("NO ROOM IS LEFT")) {
+        result_of(client.call("create_ticket", ticket.clone()).send().await.unwrap()).await;
+        calls += 1;
+    }
+    let created = tickets();
+    let in_file = || {
+        let text = std::fs::read_to_string(folder.file()).unwrap();
+        text.lines().filter(|line| line.contains(r#""event.outcome":"ok""#) && line.ends_with('}')).count()
+    };
+    until(async || in_file() == created).await;
+    assert!((20..60).contains(&created), "{created}");
+    let error = parsed(&server.stdout.line("NO ROOM IS LEFT").await);
+    assert_eq!((&error["level"], server.metric("mcp_server_audit_writable").await), (&json!("ERROR"), 0.0));
+    let refused = result_of(client.call("create_ticket", ticket.clone()).send().await.unwrap()).await;
+    assert_eq!((&refused.error()["error"], tickets()), (&json!("INTERNAL_ERROR"), created));
+
+    server.lift_file_size_limit();
+    until(async || server.metric("mcp_server_audit_writable").await == 1.0).await;
+    result_of(client.call("create_ticket", ticket).send().await.unwrap()).await.structured();
+    assert!(allocated(&folder.file()) > 1 << 20);
+    server.signal("TERM");
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert_eq!(finished.stdout.iter().filter(|line| line.contains("NO ROOM IS LEFT")).count(), 1);
+    // Refused calls stand there, too, and what was allocated ahead is free again.
+    assert_eq!((in_file(), folder.calls().len()), (created + 1, calls + 2));
+    assert!(allocated(&folder.file()) < std::fs::metadata(folder.file()).unwrap().len() + 64 * 1024);
+    let whole = verify(&folder.file()).await;
+    assert!(whole.stdout[0].contains(" 0 events lost"), "{whole:#?}");
+}
+
+/// How much of the disk a file takes, in bytes.
+fn allocated(file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(file).unwrap().blocks() * 512
+}
+
+#[tokio::test]
+async fn events_that_a_full_disk_has_lost_are_counted_in_the_file_at_the_next_start() {
+    const CALLS: u64 = 30;
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    for signal in ["TERM", "KILL"] {
+        let folder = Folder::new();
+        let head = folder.0.path().join("audit.jsonl.head");
+        let limited = Program::serve(&stand_ins).env("AUDIT_LOG_FILE", folder.text()).file_size_limit(8 << 10);
+        let server = limited.start();
+        let client = server.client().await;
+        client.until_ready().await;
+        for _ in 0..CALLS {
+            result_of(client.call("list_users", json!({})).send().await.unwrap()).await.structured();
+        }
+        let lost = || {
+            let text = std::fs::read_to_string(&head).unwrap_or_default();
+            serde_json::from_str::<Value>(&text).ok().and_then(|head| head["lost"].as_u64()).unwrap_or_default()
+        };
+        let in_file = || {
+            let text = std::fs::read_to_string(folder.file()).unwrap();
+            text.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.contains("tool_call")).count() as u64
+        };
+        until(async || lost() + in_file() == CALLS).await;
+        assert!(lost() > 0);
+        server.signal(signal);
+        server.ended().await;
+        let (lost, in_file) = (lost(), in_file());
+        assert_eq!(lost + in_file, CALLS, "{signal}");
+
+        let server = Program::serve(&stand_ins).env("AUDIT_LOG_FILE", folder.text()).start();
+        server.client().await.until_ready().await;
+        server.signal("TERM");
+        assert_eq!(server.ended().await.code, Some(0));
+        let whole = verify(&folder.file()).await;
+        assert_eq!(whole.code, Some(0), "{signal}: {whole:#?}");
+        assert!(whole.stdout[0].contains(&format!(" {lost} events lost")), "{signal}: {lost}: {whole:#?}");
     }
 }
 

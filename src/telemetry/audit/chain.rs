@@ -90,6 +90,21 @@ impl Head {
     }
 }
 
+/// What the head of a file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeadFile {
+    #[serde(flatten)]
+    pub(super) end: Head,
+    /// Events that are lost, and of which no record tells yet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) lost: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// One line, taken apart; its hash is right for what stands before it.
 #[derive(Debug)]
 pub(super) struct Record<'a> {

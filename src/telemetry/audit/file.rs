@@ -5,6 +5,7 @@
 //! again every second; calls never wait for it. A write that stopped half-way goes on where it stopped, so that the chain stays
 //! whole. What finds no room in the queue meanwhile is counted, and the chain tells how many events it lacks.
 
+use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::mem;
@@ -19,7 +20,8 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::chain::{self, Head, MOST_TORN_BYTES, Note};
+use super::chain::{self, Head, HeadFile, MOST_TORN_BYTES, Note};
+use super::room::{self, Ahead, Claim, ROOM_AGAIN, Reservation, Room};
 use super::{Record, head_path};
 use crate::telemetry::lines::{Lines, Reserved};
 use crate::telemetry::text::{Rfc3339, Text};
@@ -34,6 +36,8 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const MOST_UNSAFE: u64 = 8_192;
 /// How often it checks that the file is still the one at its path, also when no events come.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
+/// The head has always the same size, so that it can be overwritten where there is no room for another one.
+const HEAD_BYTES: usize = 256;
 /// How long it waits before it tries again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Records are written in pieces of about this size.
@@ -66,11 +70,32 @@ pub enum OpenError {
 /// Told at the end how many events are not in the file.
 pub(super) type End = oneshot::Sender<u64>;
 
+/// An event on its way, with the room on the disk that was claimed for it.
+#[derive(Debug)]
+struct Queued {
+    event: Record,
+    claim: Option<Claim>,
+}
+
+/// Room for one event in the queue, and on the disk where that is required.
+#[derive(Debug)]
+pub(super) struct Promise {
+    place: Reserved<Queued, End>,
+    claim: Option<Claim>,
+}
+
+impl Promise {
+    pub(super) fn keep(self, event: Record) {
+        self.place.add(Queued { event, claim: self.claim });
+    }
+}
+
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct FileSink {
-    events: Arc<Lines<Record, End>>,
+    events: Arc<Lines<Queued, End>>,
     state: Arc<State>,
+    room: Option<Arc<Room>>,
     thread: Thread,
     path: PathBuf,
 }
@@ -78,42 +103,65 @@ pub(super) struct FileSink {
 #[derive(Debug, Default)]
 struct State {
     failing: AtomicBool,
+    /// No room on the disk is left for events, where it is claimed.
+    full: AtomicBool,
     closing: AtomicBool,
     /// Events that found no room, since the start.
     lost: AtomicU64,
 }
 
 impl FileSink {
-    /// Opens the file and starts the thread, which continues the chain.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+    /// Opens the file and starts the thread, which continues the chain. With `reserving`, it keeps room on the disk for events to come.
+    pub(super) fn open(path: &Path, reserving: bool) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
         let (disk, Ending { mut end, torn }) = Disk::open(path)?;
-        let head = read_head(&disk.head_path).map_err(failed)?;
+        let found = read_head(&disk.head_path).map_err(failed)?;
+        let lost_before = found.as_ref().map_or(0, |found| found.lost);
+        let head = found.map(|found| found.end);
         report(path, head.as_ref(), &end, torn.as_deref());
 
+        let named = head.clone().or_else(|| (end.sequence == 0).then(Head::start));
         let mut pending = Text::default();
         if let Some(torn) = torn {
             pending.push("\n");
             note(&mut end, &mut pending, &Note::sealing(&torn));
         }
         note(&mut end, &mut pending, &Note::Started { head });
+        if lost_before > 0 {
+            error!("{lost_before} audit events of an earlier run are not in `{}`", path.display());
+            note(&mut end, &mut pending, &Note::Lost { events: lost_before });
+        }
 
         let (events, state) = (Arc::new(Lines::new(QUEUED_EVENTS)), Arc::new(State::default()));
-        let writer = Writer { pending, ..Writer::new(disk, end, Arc::clone(&state)) };
-        let lines = Arc::clone(&events);
-        let thread =
-            thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&lines)).map_err(failed)?;
-        Ok(Self { events, state, thread: thread.thread().clone(), path: path.to_owned() })
+        let room = reserving.then(Arc::<Room>::default);
+        let mut writer = Writer {
+            pending,
+            named,
+            saved_lost: lost_before,
+            room: room.clone(),
+            arriving: Arc::clone(&events),
+            ..Writer::new(disk, end, Arc::clone(&state))
+        };
+        writer.make_room();
+        let thread = thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run()).map_err(failed)?;
+        Ok(Self { events, state, room, thread: thread.thread().clone(), path: path.to_owned() })
     }
 
-    /// Room for one event, unless the disk fails or is too slow.
-    pub(super) fn reserve(&self) -> Option<Reserved<Record, End>> {
-        if self.is_healthy() { self.events.reserve() } else { None }
+    /// Room for one event, unless the disk fails, is full or is too slow.
+    pub(super) fn reserve(&self) -> Option<Promise> {
+        if !self.is_healthy() {
+            return None;
+        }
+        let claim = match &self.room {
+            Some(room) => Some(room.claim()?),
+            None => None,
+        };
+        self.events.reserve().map(|place| Promise { place, claim })
     }
 
     /// Hands over an event, or counts it as lost.
     pub(super) fn send(&self, event: Record) {
-        if !self.events.add(event) {
+        if !self.events.add(Queued { event, claim: None }) {
             self.state.lost.fetch_add(1, Relaxed);
         }
     }
@@ -123,7 +171,8 @@ impl FileSink {
     }
 
     pub(super) fn is_healthy(&self) -> bool {
-        !self.state.failing.load(Relaxed)
+        let has_room = self.room.as_ref().is_none_or(|room| room.left() > 0);
+        has_room && !self.state.full.load(Relaxed) && !self.state.failing.load(Relaxed)
     }
 
     pub(super) async fn close(&self, patience: Duration) {
@@ -210,7 +259,7 @@ fn begins_like_a_record(torn: &[u8]) -> bool {
 }
 
 /// The head beside a file; `None` when there is none, or nothing that could be one.
-pub(super) fn read_head(path: &Path) -> io::Result<Option<Head>> {
+pub(super) fn read_head(path: &Path) -> io::Result<Option<HeadFile>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -227,8 +276,12 @@ fn note(end: &mut Head, pending: &mut Text, note: &Note) {
 /// What the thread writes to.
 trait Medium {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Makes what was appended safe, and then names its end.
-    fn commit(&mut self, end: &Head) -> io::Result<()>;
+    /// Makes what was appended safe.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Names the end, and how many events are lost that no record tells of.
+    fn write_head(&mut self, head: &HeadFile) -> io::Result<()>;
+    /// Allocates what is missing ahead of the end.
+    fn reserve(&mut self) -> Reservation;
     /// What is wrong with the file at the path, seen from the file that is open.
     fn misplaced(&self) -> Option<Misplaced>;
     /// Whether the head names this end.
@@ -264,6 +317,14 @@ struct Disk {
     file: File,
     /// What was found in the file and what was written to it, in bytes.
     length: u64,
+    /// The end of what is allocated for it, if it is more.
+    allocated: u64,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        room::release(&self.file, &mut self.allocated);
+    }
 }
 
 impl Disk {
@@ -278,7 +339,7 @@ impl Disk {
         }
         let ending = ending_of(&mut file).map_err(failed)?.ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
         let length = file.metadata().map_err(failed)?.len();
-        Ok((Self { path: path.to_owned(), head_path: head_path(path), file, length }, ending))
+        Ok((Self { path: path.to_owned(), head_path: head_path(path), file, length, allocated: 0 }, ending))
     }
 }
 
@@ -289,14 +350,31 @@ impl Medium for Disk {
         Ok(written)
     }
 
-    fn commit(&mut self, end: &Head) -> io::Result<()> {
-        self.file.sync_data()?;
-        // Replaced as a whole, so that a crash leaves the old one or the new one.
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write_head(&mut self, head: &HeadFile) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(head)?;
+        bytes.resize(HEAD_BYTES.max(bytes.len() + 1) - 1, b' ');
+        bytes.push(b'\n');
+        // Replaced as a whole, so that a crash leaves the old one or the new one. A full disk has no room for two.
         let next = self.head_path.with_extension("head.new");
-        let mut head = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        head.write_all(&serde_json::to_vec(end)?)?;
-        head.sync_data()?;
-        std::fs::rename(next, &self.head_path)
+        let replace = |options: &mut OpenOptions, path: &Path| {
+            let mut file = options.write(true).mode(0o600).open(path)?;
+            file.write_all(&bytes)?;
+            file.sync_data()
+        };
+        let replaced = replace(OpenOptions::new().create(true).truncate(true), &next)
+            .and_then(|()| std::fs::rename(&next, &self.head_path));
+        replaced.or_else(|error| {
+            let _ = std::fs::remove_file(&next);
+            replace(&mut OpenOptions::new(), &self.head_path).map_err(|_| error)
+        })
+    }
+
+    fn reserve(&mut self) -> Reservation {
+        room::reserve(&self.file, &mut self.allocated)
     }
 
     fn misplaced(&self) -> Option<Misplaced> {
@@ -310,12 +388,13 @@ impl Medium for Disk {
     }
 
     fn names(&self, end: &Head) -> bool {
-        read_head(&self.head_path).is_ok_and(|head| head.as_ref() == Some(end))
+        read_head(&self.head_path).is_ok_and(|head| head.is_some_and(|head| head.end == *end))
     }
 
     fn reopen(&mut self) -> Result<Ending, OpenError> {
         // A file that was moved away is complete; one that was removed is gone.
         let _ = self.file.sync_data();
+        room::release(&self.file, &mut self.allocated);
         // A truncated file is the same one, and its lock is ours.
         let _ = self.file.unlock();
         let (disk, ending) = Self::open(&self.path)?;
@@ -324,17 +403,41 @@ impl Medium for Disk {
     }
 }
 
+/// A record that is not in the file as a whole.
+struct Unwritten<'a> {
+    record: chain::Record<'a>,
+    /// How many events would be lost with it.
+    lost: u64,
+    note: Option<Note>,
+}
+
 struct Writer<M> {
     disk: M,
     end: Head,
     /// Records that are not in the file yet, and how much of them is written.
     pending: Text,
     written: usize,
+    /// The room that was claimed for them.
+    claims: Vec<Claim>,
+    /// Where room is claimed: for how many events there is some, and how much of the disk that is, ahead of `pending`.
+    room: Option<Arc<Room>>,
+    ahead: Ahead,
+    low_events: u64,
+    reserved_at: Option<Instant>,
+    /// Whether the last allocation got less than it should.
+    is_short: bool,
+    /// Events without a claim that wait for room.
+    waiting: VecDeque<Record>,
+    arriving: Arc<Lines<Queued, End>>,
     /// The last record that is safe, and when it was made so.
     safe: u64,
     committed_at: Option<Instant>,
     /// What the head names, as we wrote it.
     head: Option<Head>,
+    /// The same, or what it named at the start; and how many events it says are lost.
+    named: Option<Head>,
+    saved_lost: u64,
+    saved_at: Option<Instant>,
     /// When the file and the head were last found at their paths, and what was wrong since.
     checked_at: Instant,
     misplaced: Option<Misplaced>,
@@ -353,9 +456,20 @@ impl<M: Medium> Writer<M> {
             end,
             pending: Text::default(),
             written: 0,
+            claims: Vec::new(),
+            room: None,
+            ahead: Ahead::Bytes(0),
+            low_events: 0,
+            reserved_at: None,
+            is_short: false,
+            waiting: VecDeque::new(),
+            arriving: Arc::new(Lines::new(QUEUED_EVENTS)),
             safe: 0,
             committed_at: None,
             head: None,
+            named: None,
+            saved_lost: 0,
+            saved_at: None,
             checked_at: Instant::now(),
             misplaced: None,
             is_failure_logged: false,
@@ -365,12 +479,18 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    fn run(mut self, arriving: &Lines<Record, End>) {
+    fn run(mut self) {
         self.write_until_done();
+        let arriving = Arc::clone(&self.arriving);
         let mut events = Vec::new();
         loop {
             let end = arriving.take(&mut events, self.patience());
-            events.drain(..).for_each(|event| self.append(&event));
+            self.make_room();
+            events.drain(..).for_each(|event| self.take(event));
+            if end.is_some() {
+                // No more calls begin: their room is everybody's.
+                mem::take(&mut self.waiting).iter().for_each(|event| self.append(event, None));
+            }
             let unwritten = self.settle();
             if let Some(done) = end {
                 if !unwritten {
@@ -388,12 +508,93 @@ impl<M: Medium> Writer<M> {
         }
     }
 
+    /// Appends an event for which room is claimed, or can be. Another one waits.
+    fn take(&mut self, Queued { event, claim }: Queued) {
+        match (claim, &self.room) {
+            (Some(claim), _) => self.append(&event, Some(claim)),
+            (None, None) => self.append(&event, None),
+            (None, Some(room)) => match room.claim() {
+                Some(claim) => self.append(&event, Some(claim)),
+                None if self.waiting.len() < QUEUED_EVENTS => self.waiting.push_back(event),
+                None => _ = self.state.lost.fetch_add(1, Relaxed),
+            },
+        }
+    }
+
     /// Appends an event to the chain, and writes what is pending where that is much, while it is in the processor's cache still.
-    fn append(&mut self, event: &Record) {
+    fn append(&mut self, event: &Record, claim: Option<Claim>) {
         self.end.append(&mut self.pending, |text| event.write_to_file(text));
+        self.claims.extend(claim);
         self.unsafe_events += 1;
         if self.pending.len() >= WRITTEN_AT_ONCE {
             self.write_until_done();
+        }
+    }
+
+    /// Allocates room on the disk where little is left of it, and says so where there is none.
+    fn make_room(&mut self) {
+        let Some(room) = self.room.clone() else { return };
+        let is_early = self.is_short && self.reserved_at.is_some_and(|at| at.elapsed() < CHECK_EVERY);
+        if room.left() > self.low_events || self.ahead == Ahead::Unknown || is_early {
+            return;
+        }
+        let Reservation { ahead, low_events, failure } = self.disk.reserve();
+        let left_before = room.left();
+        self.ahead = match ahead {
+            Ahead::Bytes(bytes) => Ahead::Bytes(bytes + self.written as u64),
+            Ahead::Unknown => Ahead::Unknown,
+        };
+        room.set(self.ahead);
+        (self.low_events, self.reserved_at) = (low_events, Some(Instant::now()));
+        let was_short = mem::replace(&mut self.is_short, failure.is_some());
+        let left = room.left();
+        if let Some(cause) = failure {
+            if ahead == Ahead::Unknown {
+                warn!(cause = %cause, "no room for audit events can be reserved on this file system: a call may begin though its event finds a full disk");
+            } else if left == 0 {
+                if !self.state.full.swap(true, Relaxed) {
+                    error!(cause = %cause, "NO ROOM IS LEFT FOR AUDIT EVENTS: calls are refused until there is; trying again twice a second");
+                }
+            } else if !was_short {
+                warn!(cause = %cause, "room for {left} more audit events is left on the disk");
+            }
+        }
+        let is_enough = !self.is_short || left.saturating_sub(left_before) >= ROOM_AGAIN;
+        if is_enough && self.state.full.swap(false, Relaxed) {
+            warn!("there is room for audit events again");
+        }
+        while let Some(claim) = self.waiting.front().and_then(|_| room.claim()) {
+            if let Some(event) = self.waiting.pop_front() {
+                self.append(&event, Some(claim));
+            }
+        }
+    }
+
+    /// What is pending is in the file, and the room that it did not need is free again.
+    fn settle_room(&mut self, bytes: usize) {
+        if let (Some(room), Ahead::Bytes(ahead)) = (&self.room, &mut self.ahead) {
+            *ahead = ahead.saturating_sub(bytes as u64);
+            room.set(self.ahead);
+        }
+        self.claims.clear();
+    }
+
+    /// How many events are lost, as far as is known, and no record tells of it: all that are not in the file, while it cannot be written.
+    fn untold(&self) -> u64 {
+        let mut untold = self.state.lost.load(Relaxed) - self.lost_and_told + self.waiting.len() as u64;
+        if self.state.failing.load(Relaxed) {
+            untold += self.unwritten().map(|event| event.lost).sum::<u64>() + self.arriving.waiting() as u64;
+        }
+        untold
+    }
+
+    /// Keeps the number of lost events in the head, for the next start.
+    fn save_lost(&mut self) {
+        let lost = self.untold();
+        let is_early = !self.state.closing.load(Relaxed) && self.saved_at.is_some_and(|at| at.elapsed() < CHECK_EVERY);
+        let Some(end) = self.named.clone().filter(|_| lost != self.saved_lost && !is_early) else { return };
+        if self.disk.write_head(&HeadFile { end, lost }).is_ok() {
+            (self.saved_lost, self.saved_at) = (lost, Some(Instant::now()));
         }
     }
 
@@ -422,11 +623,15 @@ impl<M: Medium> Writer<M> {
     fn settle(&mut self) -> bool {
         let lost = self.state.lost.load(Relaxed);
         let untold = lost - self.lost_and_told;
-        if untold > 0 {
+        let claim = self.room.as_ref().filter(|_| untold > 0).map(Room::claim);
+        if untold > 0 && !matches!(claim, Some(None)) {
+            self.claims.extend(claim.flatten());
             note(&mut self.end, &mut self.pending, &Note::Lost { events: untold });
             self.lost_and_told = lost;
         }
-        !self.write_until_done()
+        let done = self.write_until_done();
+        self.save_lost();
+        !done
     }
 
     /// Tries until it is done; false when the server stops first.
@@ -446,6 +651,7 @@ impl<M: Medium> Writer<M> {
                     if !mem::replace(&mut self.is_failure_logged, true) {
                         error!(cause = %error, "AUDIT EVENTS CANNOT BE WRITTEN to the file; trying again each second");
                     }
+                    self.save_lost();
                 }
             }
             if closing {
@@ -471,6 +677,7 @@ impl<M: Medium> Writer<M> {
             let ending = self.disk.reopen().map_err(io::Error::other)?;
             self.go_on_in(ending, misplaced);
             self.misplaced = None;
+            self.make_room();
         } else if self.head.as_ref().is_some_and(|head| !self.disk.names(head)) {
             self.state.failing.store(true, Relaxed);
             self.head = None;
@@ -484,30 +691,24 @@ impl<M: Medium> Writer<M> {
 
     /// Goes on behind the end of another file. What the file before has not got as a whole is written to this one.
     fn go_on_in(&mut self, Ending { mut end, torn }: Ending, misplaced: Misplaced) {
-        let unwritten = mem::take(&mut self.pending);
         let mut previous = self.end.clone();
         let mut events = Vec::new();
-        let (mut at, mut is_first) = (0, true);
-        for line in unwritten.as_bytes().split_inclusive(|byte| *byte == b'\n') {
-            at += line.len();
-            let Some(Ok(record)) = line.strip_suffix(b"\n").map(chain::Record::read) else { continue };
-            if at <= self.written {
-                continue;
-            }
-            if mem::take(&mut is_first) {
+        for (number, Unwritten { record, note, .. }) in self.unwritten().enumerate() {
+            if number == 0 {
                 previous = Head { sequence: record.sequence.saturating_sub(1), hash: record.previous.to_owned() };
             }
-            match Note::read(record.event) {
+            match note {
                 // Of a file that was lost before a word was written to it.
                 Some(Note::Reopened { previous: before, .. }) => previous = before,
                 // They are about the other file.
                 Some(Note::Started { .. } | Note::Sealed { .. } | Note::HeadLost) => {}
-                Some(Note::Lost { .. } | Note::Stopped) | None => events.push(record.event),
+                Some(Note::Lost { .. } | Note::Stopped) | None => events.push(record.event.to_owned()),
             }
         }
+        self.pending.clear(KEPT_BYTES);
         anchor("file_lost", &previous);
         anchor("file_opened", &end);
-        (self.safe, self.head, self.written) = (end.sequence, None, 0);
+        (self.safe, self.head, self.named, self.written) = (end.sequence, None, None, 0);
         self.unsafe_events = events.len() as u64;
         if let Some(torn) = torn {
             self.pending.push("\n");
@@ -515,9 +716,35 @@ impl<M: Medium> Writer<M> {
         }
         note(&mut end, &mut self.pending, &Note::Reopened { previous, cause: misplaced.as_str().to_owned() });
         for event in events {
-            end.append(&mut self.pending, |text| text.push(event));
+            end.append(&mut self.pending, |text| text.push(&event));
         }
         self.end = end;
+        if let Some(room) = &self.room {
+            // Nothing is allocated for this file yet.
+            self.ahead = Ahead::Bytes(0);
+            room.set(self.ahead);
+            self.reserved_at = None;
+        }
+    }
+
+    /// The records that are not in the file as a whole.
+    fn unwritten(&self) -> impl Iterator<Item = Unwritten<'_>> {
+        let mut at = 0;
+        let lines = self.pending.as_bytes().split_inclusive(|byte| *byte == b'\n');
+        let unwritten = lines.filter(move |line| {
+            at += line.len();
+            at > self.written
+        });
+        unwritten.filter_map(|line| {
+            let record = chain::Record::read(line.strip_suffix(b"\n")?).ok()?;
+            let note = Note::read(record.event);
+            let lost = match &note {
+                None => 1,
+                Some(Note::Lost { events }) => *events,
+                Some(_) => 0,
+            };
+            Some(Unwritten { record, lost, note })
+        })
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -532,10 +759,15 @@ impl<M: Medium> Writer<M> {
                 Err(error) => return Err(error),
             }
         }
+        self.settle_room(self.pending.len());
         self.pending.clear(KEPT_BYTES);
         self.written = 0;
         if self.is_due() {
-            self.disk.commit(&self.end)?;
+            self.disk.sync()?;
+            // Nothing is pending, so that what has arrived meanwhile is not lost.
+            let lost = self.state.lost.load(Relaxed) - self.lost_and_told + self.waiting.len() as u64;
+            self.disk.write_head(&HeadFile { end: self.end.clone(), lost })?;
+            (self.named, self.saved_lost) = (Some(self.end.clone()), lost);
             (self.safe, self.committed_at) = (self.end.sequence, Some(Instant::now()));
             self.head = Some(self.end.clone());
             self.unsafe_events = 0;
@@ -559,7 +791,7 @@ mod tests {
 
     /// Opens the file, writes so many events, and closes it.
     async fn write(path: &Path, events: usize) {
-        let sink = FileSink::open(path).unwrap();
+        let sink = FileSink::open(path, false).unwrap();
         for _ in 0..events {
             sink.send(event());
         }
@@ -581,8 +813,8 @@ mod tests {
         for file in [&path, &head_path(&path)] {
             assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        let _in_use = FileSink::open(&path).unwrap();
-        assert!(matches!(FileSink::open(&path), Err(OpenError::InUse(_))));
+        let _in_use = FileSink::open(&path, false).unwrap();
+        assert!(matches!(FileSink::open(&path, false), Err(OpenError::InUse(_))));
     }
 
     #[tokio::test]
@@ -605,10 +837,10 @@ mod tests {
         let before = std::fs::read(&path).unwrap();
         for foreign in [b"root:x:0:0\n".as_slice(), b"{\"sequence\":1}\n", b"half a word"] {
             append(foreign);
-            assert!(matches!(FileSink::open(&path), Err(OpenError::Foreign(_))), "{foreign:?}");
+            assert!(matches!(FileSink::open(&path, false), Err(OpenError::Foreign(_))), "{foreign:?}");
             std::fs::write(&path, &before).unwrap();
         }
-        assert!(matches!(FileSink::open(&folder.path().join("no/folder")), Err(OpenError::Io { .. })));
+        assert!(matches!(FileSink::open(&folder.path().join("no/folder"), false), Err(OpenError::Io { .. })));
     }
 
     #[tokio::test]
@@ -638,7 +870,9 @@ mod tests {
     struct Contents {
         bytes: Vec<u8>,
         head: Option<Head>,
+        lost: u64,
         requests: usize,
+        reservations: Vec<Reservation>,
     }
 
     impl Medium for Moody {
@@ -653,13 +887,21 @@ mod tests {
             Ok(taken)
         }
 
-        fn commit(&mut self, end: &Head) -> io::Result<()> {
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reserve(&mut self) -> Reservation {
+            self.0.lock().unwrap().reservations.pop().unwrap()
+        }
+
+        fn write_head(&mut self, head: &HeadFile) -> io::Result<()> {
             let mut disk = self.0.lock().unwrap();
             disk.requests += 1;
             if disk.requests.is_multiple_of(3) {
                 return Err(ErrorKind::StorageFull.into());
             }
-            disk.head = Some(end.clone());
+            (disk.head, disk.lost) = (Some(head.end.clone()), head.lost);
             Ok(())
         }
 
@@ -702,6 +944,52 @@ mod tests {
     }
 
     #[test]
+    fn events_without_a_claim_leave_room_to_those_with_one_and_are_lost_to_the_next_start_only_if_it_stays_full() {
+        let disk = Moody(Arc::default());
+        let bytes = |events| Ahead::Bytes(room::EVENT_BYTES * (8 + events));
+        let reservation = |ahead, failure| Reservation { ahead, low_events: 100, failure };
+        let full = || Some(ErrorKind::StorageFull.into());
+        let give = |reservation| disk.0.lock().unwrap().reservations.push(reservation);
+        let mut writer = Writer::new(disk.clone(), Head::start(), Arc::default());
+        let room = Arc::new(Room::default());
+        (writer.room, writer.named) = (Some(Arc::clone(&room)), Some(Head::start()));
+        let queued = |claim| Queued { event: event(), claim };
+        let settle = |writer: &mut Writer<Moody>| {
+            // Past the moods of the disk.
+            disk.0.lock().unwrap().requests = 0;
+            writer.state.closing.store(true, Relaxed);
+            while writer.settle() {}
+            (disk.0.lock().unwrap().lost, writer.waiting.len(), room.left())
+        };
+
+        give(reservation(bytes(2), full()));
+        writer.make_room();
+        let claim = room.claim();
+        (0..3).for_each(|_| writer.take(queued(None)));
+        // One has got the room that was left; the claimed room is still there.
+        assert_eq!(settle(&mut writer).1, 2);
+        assert_eq!(disk.0.lock().unwrap().lost, 2);
+        writer.take(queued(claim));
+        let (_, waiting, _) = settle(&mut writer);
+        assert_eq!((waiting, writer.state.full.load(Relaxed)), (2, false));
+
+        let claims: Vec<_> = std::iter::from_fn(|| room.claim()).collect();
+        give(reservation(bytes(claims.len() as u64), full()));
+        writer.reserved_at = None;
+        writer.make_room();
+        assert!(writer.state.full.load(Relaxed), "{}", room.left());
+        // Somebody has made room.
+        give(reservation(bytes(200), None));
+        writer.reserved_at = None;
+        writer.make_room();
+        assert_eq!((settle(&mut writer).0, writer.waiting.len(), writer.state.full.load(Relaxed)), (0, 0, false));
+        drop(claims);
+        let disk = disk.0.lock().unwrap();
+        let whole = chain::verify(disk.bytes.as_slice(), disk.head.as_ref()).unwrap();
+        assert_eq!((whole.records, whole.lost_events), (4, 0));
+    }
+
+    #[test]
     fn the_end_is_made_safe_at_once_after_a_pause_and_then_from_time_to_time() {
         let disk = Moody(Arc::default());
         let mut writer = Writer::new(disk.clone(), Head::start(), Arc::default());
@@ -732,7 +1020,7 @@ mod tests {
             let mut writer = Writer::new(disk, ending.end, Arc::default());
             note(&mut writer.end, &mut writer.pending, &Note::Started { head: None });
             writer.write().unwrap();
-            (0..3).for_each(|_| writer.append(&event()));
+            (0..3).for_each(|_| writer.append(&event(), None));
             let line = writer.pending.len() as f64 / 3.0;
             let written = writer.pending.as_bytes()[..(line * part) as usize].to_vec();
             writer.written = writer.disk.append(&written).unwrap();
@@ -760,7 +1048,7 @@ mod tests {
             let (disk, ending) = Disk::open(&path).unwrap();
             let mut writer = Writer::new(disk, ending.end, Arc::default());
             writer.state.closing.store(true, Relaxed);
-            (0..3).for_each(|_| writer.append(&event()));
+            (0..3).for_each(|_| writer.append(&event(), None));
             assert!(writer.write_until_done());
             let lines = std::fs::read_to_string(&path).unwrap();
             std::fs::remove_file(&path).unwrap();
@@ -777,12 +1065,12 @@ mod tests {
     async fn the_head_follows_while_the_server_runs_though_nothing_more_happens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
-        let sink = FileSink::open(&path).unwrap();
+        let sink = FileSink::open(&path, false).unwrap();
         let begun = Instant::now();
         for record in 2..=4 {
             // The first is made safe with the start or soon after it, the next comes too early for that.
             sink.send(event());
-            while read_head(&head_path(&path)).unwrap().is_none_or(|head| head.sequence < record) {
+            while read_head(&head_path(&path)).unwrap().is_none_or(|head| head.end.sequence < record) {
                 assert!(begun.elapsed() < Duration::from_secs(60), "record {record} is not safe");
                 tokio::task::yield_now().await;
             }
@@ -796,7 +1084,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
         std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        let sink = FileSink::open(&path).unwrap();
+        let sink = FileSink::open(&path, false).unwrap();
         while sink.is_healthy() {
             tokio::task::yield_now().await;
         }

@@ -75,6 +75,18 @@ impl Program {
         self
     }
 
+    /// Limits how large the files are that it writes, in bytes, until [`Running::lift_file_size_limit`].
+    #[must_use]
+    pub fn file_size_limit(mut self, bytes: u64) -> Self {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--fsize={bytes}:")).arg("--").arg(self.command.get_program());
+        limited.args(self.command.get_args()).env_clear().current_dir(self.folder.path());
+        limited.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = limited;
+        self
+    }
+
     /// Puts a file into the working directory.
     #[must_use]
     pub fn file(self, name: &str, content: &str) -> Self {
@@ -132,6 +144,22 @@ impl Running {
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Files may grow again.
+    pub fn lift_file_size_limit(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("prlimit").args(["--fsize=unlimited:", "--pid", &pid]).status().unwrap().success());
+    }
+
+    /// One figure of its metrics.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let line = self.stdout.line("serving metrics on http://").await;
+        let (_, rest) = line.split_once("serving metrics on ").unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let text = http.get(rest.split('"').next().unwrap()).send().await.unwrap().text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no `{series}` in {text}")).parse().unwrap()
     }
 
     /// Waits for its end.
