@@ -711,6 +711,7 @@ impl BackendClient {
             status: some_status(&request.status),
             applied: request.write.as_ref().is_some_and(|write| write.applied.load(Relaxed)),
             failure,
+            route: request.route,
             path,
             write: request.write.is_some(),
             unknown_write,

@@ -22,4 +22,5 @@ pub mod problem;
 pub mod settings;
 pub mod telemetry;
 pub mod tools;
+pub mod visible;
 pub mod web;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::telemetry::trace::TraceId;
+use crate::visible;
 
 /// The five kinds of failure that a caller can tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -139,9 +140,9 @@ impl Problem {
         self
     }
 
-    /// The object as compact JSON.
+    /// The object as compact JSON that holds only what a person can see: messages quote what was sent.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_else(|_| {
+        serde_json::to_string(self).map(visible::json).unwrap_or_else(|_| {
             r#"{"error":"INTERNAL_ERROR","message":"The MCP server could not describe an error.","details":{"retryable":false}}"#.to_owned()
         })
     }

@@ -15,7 +15,6 @@ mod data;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod invisible;
 mod plain;
 #[cfg(test)]
 mod properties;
@@ -39,7 +38,7 @@ use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -47,12 +46,12 @@ use validator::Validate;
 
 use crate::auth::{Caller, Permission};
 use crate::backend::{BackendClient, Call};
-use crate::json;
 use crate::memory::ByteBudget;
 use crate::problem::Problem;
 use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::metrics::{Metrics, Operation};
 use crate::telemetry::spans::{Description, Spans};
+use crate::visible;
 pub use answer::ResponseBody;
 use args::Rules;
 pub use call::Permits;
@@ -177,14 +176,9 @@ fn run<T: Tool>(entry: &'static Entry, server: ToolServer, call: Arc<Call>, argu
     })
 }
 
-/// A result as text, without what is in it for the model's eyes only.
+/// A result as text that holds only what a person can see.
 fn render(output: &impl Output) -> Result<String, serde_json::Error> {
-    let text = output.to_json()?;
-    match invisible::without_invisible(&text) {
-        Cow::Borrowed(_) => Ok(text),
-        // Outside of its strings JSON is ASCII, so it is the same object still; but two of its keys may be one now.
-        Cow::Owned(visible) => json::object(&visible).map_err(serde_json::Error::custom),
-    }
+    Ok(visible::json(output.to_json()?))
 }
 
 /// The MCP server: what rmcp calls. Made for every request, so it is one pointer.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::Route;
 use super::breaker::Verdict;
 use super::retry::Setback;
 use crate::identity::IdentityError;
@@ -17,7 +18,9 @@ use crate::telemetry::metrics::Exchange;
 pub struct BackendError {
     /// What went wrong.
     pub failure: Failure,
-    /// The path that was asked, below the backend's base URL and without its query.
+    /// The route that was asked.
+    pub route: Route,
+    /// The path that was asked, below the backend's base URL and without its query. It holds arguments, and so is for the caller only.
     pub path: String,
     /// The status of the backend's answer, also where the rest of it did not arrive or cannot be read.
     pub status: Option<u16>,
@@ -227,7 +230,7 @@ impl BackendError {
 
 impl fmt::Display for BackendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the backend {} (`{}`)", self.failure, self.path)
+        write!(f, "the backend {} (`{}`)", self.failure, self.route.name())
     }
 }
 

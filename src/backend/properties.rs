@@ -366,6 +366,7 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
         let applied = failure.may_have_been_applied();
         let error = BackendError {
             failure,
+            route: Route::CreateTicket,
             path: "/tickets".to_owned(),
             status: None,
             write: true,

@@ -14,6 +14,7 @@ use super::message::Id;
 use crate::problem::{ErrorCode, Problem};
 use crate::telemetry::metrics::PROTOCOL_VERSIONS;
 use crate::telemetry::trace::RequestTrace;
+use crate::visible;
 
 /// rmcp's own error texts are shorter than this.
 const LONGEST_TEXT: usize = 4_096;
@@ -67,8 +68,10 @@ pub(super) fn json_rpc_error(id: Option<&RawValue>, code: i32, message: &str, da
         code: i32,
         message: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        data: Option<&'a Problem>,
+        data: Option<Box<RawValue>>,
     }
+    let message = &visible::text(message);
+    let data = data.and_then(|problem| RawValue::from_string(problem.to_json()).ok());
     let failure = Failure { jsonrpc: "2.0", id, error: Error { code, message, data } };
     serde_json::to_vec(&failure).unwrap_or_default()
 }

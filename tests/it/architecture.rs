@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
-    ("web", &["auth", "json", "memory", "problem", "settings", "telemetry", "tools"]),
-    ("tools", &["auth", "backend", "json", "memory", "problem", "telemetry"]),
+    ("web", &["auth", "json", "memory", "problem", "settings", "telemetry", "tools", "visible"]),
+    ("tools", &["auth", "backend", "memory", "problem", "telemetry", "visible"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),
     ("backend", &["identity", "json", "memory", "settings", "telemetry"]),
@@ -18,7 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["problem", "settings"]),
     ("json", &[]),
     ("memory", &[]),
-    ("problem", &["telemetry"]),
+    ("problem", &["telemetry", "visible"]),
+    ("visible", &[]),
 ];
 
 /// Arrows that reach no further than these paths.
@@ -52,6 +53,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["aws_lc_rs"], &["src/demo", "src/telemetry/audit"]),
     (&["percent_encoding"], &["src/backend/segment.rs", "src/settings/parse.rs"]),
     (&["dotenvy"], &["src/settings"]),
+    (&["icu_properties"], &["src/visible.rs"]),
     (&["validator"], &["src/tools"]),
     (&["schemars"], &["src/backend", "src/tools"]),
     (&["clap"], &["src/main.rs", "src/app/demo.rs", "src/web/healthcheck.rs"]),

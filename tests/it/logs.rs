@@ -9,6 +9,36 @@ use crate::support::canaries::{DESCRIPTION, FILTER, INBOUND, ROW, TITLE, UNKNOWN
 use crate::support::process::{Client, Finished, Program, ReservedPort, Running, assert_form};
 use crate::support::until;
 
+#[tokio::test]
+async fn no_line_names_the_user_or_dataset_of_a_call_however_it_fails() {
+    const USER: &str = "canary@example.com";
+    const DATASET: &str = "canary-salaries";
+    let mut recorded = Recorded::start(|program, _| program.env("LOG_LEVEL", "DEBUG")).await;
+    for rule in [
+        FaultRule::status(404),
+        FaultRule::status(302),
+        FaultRule::status(422),
+        FaultRule::status(500),
+        FaultRule::status(503),
+        FaultRule::status(200).body("no JSON"),
+        FaultRule::status(200).body("[]"),
+        FaultRule::close_before_head(),
+        FaultRule::hang(),
+        FaultRule::status(401),
+    ] {
+        recorded.fail_with([rule]);
+        recorded.call("get_user_profile", json!({ "user_id": USER })).await;
+        recorded.call("query_data", json!({ "dataset": DATASET, "filters": { "region": FILTER } })).await;
+    }
+    recorded.call("get_user_profile", json!({ "user_id": format!("{USER}/..") })).await;
+    let (_, finished, _) = recorded.end().await;
+    for line in &finished.stdout {
+        assert_clean(line);
+    }
+    let causes = finished.stdout.iter().filter(|line| line.contains("/users/{user_id}")).count();
+    assert!(causes > 0, "the route is named");
+}
+
 /// A server with everything that happened to it on record.
 struct Recorded {
     stand_ins: StandIns,
