@@ -1,6 +1,7 @@
 //! JSON as others write it: text that `serde_json` refuses although it can be read in one way only, and values copied as they came.
 
 mod copy;
+mod digits;
 
 use std::borrow::Cow;
 use std::iter;
@@ -8,6 +9,7 @@ use std::iter;
 use bytes::Bytes;
 
 pub use copy::{Copier, Malformed, object};
+pub use digits::loses_digits;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 

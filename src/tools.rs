@@ -441,12 +441,16 @@ impl ServerHandler for ToolServer {
         }
         let origin = Origin::of(&context);
         let protocol = origin.protocol.clone();
+        let (mut arguments, written) = (request.arguments.unwrap_or_default(), extension::<Written>(&context));
+        if let Some(written) = written {
+            entry.rules.keep_digits(&mut arguments, written.message());
+        }
         // rmcp moves the future of a request several times: a box keeps that cheap.
-        let call = Box::pin(self.finish(entry, request.arguments.unwrap_or_default(), origin));
+        let call = Box::pin(self.finish(entry, arguments, origin));
         let Some(ended) = context.ct.run_until_cancelled(call).await else {
             return Err(ErrorData::internal_error("the client has left", None));
         };
-        let Some(written) = extension::<Written>(&context) else {
+        let Some(written) = written else {
             let meta = is_modern(protocol.as_ref()).then(|| self.shared.result_meta.clone());
             return Ok(result(ended, meta).into());
         };

@@ -420,7 +420,7 @@ async fn by_rmcp(endpoint: &Endpoint, mut parts: Parts, body: Bytes, message: &M
     }
     // rmcp wants to see both, whatever the client accepts.
     parts.headers.insert(header::ACCEPT, plain::ACCEPT);
-    let written = Written::default();
+    let written = Written::to(body.clone());
     parts.extensions.insert(written.clone());
     let response = endpoint.mcp.handle(Request::from_parts(parts, Body::from(body))).await.map(Body::new);
     match (response.status(), written.response()) {

@@ -3,16 +3,18 @@
 //! The `validate` attributes of a tool's struct become its JSON schema; [`Rules`] are read from that schema once and find every
 //! mistake of a call at once, under the names that the caller used. serde alone would stop at the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rmcp::model::JsonObject;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 use validator::Validate;
 
 use crate::backend::{Segment, SegmentError};
+use crate::json;
 use crate::problem::{ErrorCode, Problem};
 
 /// The `pattern` of identifiers that become part of a path, as the schema shows it. [`Segment`] is the full rule.
@@ -154,6 +156,19 @@ impl Rules {
         Self { fields: fields.collect() }
     }
 
+    /// Objects hold numbers as `serde_json` does, and it rounds. An object that has lost digits so is replaced by its text in the message
+    /// that it came in, compact and as a string, which is read as the same object.
+    pub(super) fn keep_digits(&self, arguments: &mut JsonObject, message: &[u8]) {
+        for field in self.fields.iter().filter(|field| matches!(field.kind, Kind::Object)) {
+            let value = arguments.get_mut(&field.name).filter(|value| value.is_object() && has_double(value));
+            let Some(value) = value else { continue };
+            let text = argument(message, &field.name).and_then(|text| json::object(text).ok());
+            if let Some(text) = text.filter(|text| json::loses_digits(text)) {
+                *value = Value::String(text);
+            }
+        }
+    }
+
     /// Everything that is wrong with these arguments. `null` counts as absent where the argument may be absent: models write it.
     pub(super) fn check(&self, arguments: &mut JsonObject) -> BTreeMap<String, String> {
         let mut wrong = BTreeMap::new();
@@ -208,7 +223,6 @@ impl Kind {
             (Self::Integer { .. }, Value::String(text)) => integer(text).map(Value::Number),
             (Self::Boolean, Value::String(text)) if text.eq_ignore_ascii_case("true") => Some(Value::Bool(true)),
             (Self::Boolean, Value::String(text)) if text.eq_ignore_ascii_case("false") => Some(Value::Bool(false)),
-            (Self::Object, Value::String(text)) => serde_json::from_str(text).ok().map(Value::Object),
             (Self::Text { segment: true, .. }, Value::Number(number)) if is_integer(number) => {
                 Some(Value::String(number.to_string()))
             }
@@ -254,15 +268,46 @@ impl Kind {
             }
             (Self::Boolean, Value::Bool(_)) => Ok(()),
             (Self::Object, Value::Object(object)) => {
-                let length = serde_json::to_string(object).map_or(usize::MAX, |text| text.len());
-                if length > MAX_FILTERS_BYTES {
-                    return Err(format!("is too long; as compact JSON it may have {MAX_FILTERS_BYTES} bytes"));
-                }
-                Ok(())
+                fits_a_url(serde_json::to_string(object).map_or(usize::MAX, |text| text.len()))
             }
+            // It stays text, which keeps the digits of its numbers.
+            (Self::Object, Value::String(text)) => match json::object(text) {
+                Ok(compact) => {
+                    let fits = fits_a_url(compact.len());
+                    *value = Value::String(compact);
+                    fits
+                }
+                Err(_) => refused("is a string"),
+            },
             (_, value) => refused(&format!("is {}", type_of(value))),
         }
     }
+}
+
+fn fits_a_url(length: usize) -> Result<(), String> {
+    if length > MAX_FILTERS_BYTES {
+        return Err(format!("is too long; as compact JSON it may have {MAX_FILTERS_BYTES} bytes"));
+    }
+    Ok(())
+}
+
+/// Whether there is a number that is held as a double, and may have been rounded.
+fn has_double(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(values) => values.iter().any(has_double),
+        Value::Object(members) => members.values().any(has_double),
+        _ => false,
+    }
+}
+
+/// An argument as it stands in the message of its call.
+fn argument<'a>(message: &'a [u8], name: &str) -> Option<&'a str> {
+    let mut json: &RawValue = serde_json::from_slice(message).ok()?;
+    for name in ["params", "arguments", name] {
+        json = serde_json::from_str::<HashMap<String, &RawValue>>(json.get()).ok()?.remove(name)?;
+    }
+    Some(json.get())
 }
 
 /// A whole number as JSON writes it: without a sign that says nothing, zeros before it, a fraction or an exponent.

@@ -1,7 +1,7 @@
 //! The tool about datasets.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use validator::Validate;
 
@@ -22,11 +22,24 @@ pub(super) struct QueryData {
     /// Column names and the values that rows must have in them. At most 8192 bytes as compact JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Map<String, Value>")]
-    filters: Option<Map<String, Value>>,
+    filters: Option<Filters>,
     /// How many rows to return at most.
     #[serde(default = "default_rows")]
     #[validate(range(min = 1, max = 1000))]
     limit: u32,
+}
+
+/// An object as compact JSON. It comes as an object, or as the text of one that has been checked.
+#[derive(Debug)]
+struct Filters(String);
+
+impl<'de> Deserialize<'de> for Filters {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        Ok(Self(match Value::deserialize(input)? {
+            Value::String(text) => text,
+            object => object.to_string(),
+        }))
+    }
 }
 
 fn default_rows() -> u32 {
@@ -55,7 +68,8 @@ impl Tool for QueryData {
     type Output = QueryResult;
 
     async fn run(self, backend: &BackendClient, call: &Call) -> Result<QueryResult, Problem> {
-        let query = Query { dataset: segment("dataset", self.dataset)?, filters: self.filters, limit: self.limit };
+        let filters = self.filters.map(|Filters(json)| json);
+        let query = Query { dataset: segment("dataset", self.dataset)?, filters, limit: self.limit };
         let answer = backend.query(call, &query).await.or_problem(|| format!("dataset `{}`", query.dataset))?;
         let QueryRows { count, truncated, json } = answer;
         Ok(QueryResult { dataset: query.dataset.to_string(), rows: count, data: json, truncated })

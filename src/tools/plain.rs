@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use http::Extensions;
 use rmcp::model::{JsonObject, ProtocolVersion, RequestId, RequestMetaObject};
 use serde::Deserialize;
@@ -37,18 +38,32 @@ pub struct PlainCall {
     origin: Origin,
 }
 
-/// Where the response to a call that came through rmcp waits for the HTTP side, which sends it in the place of rmcp's.
+/// Where the response to a call that came through rmcp waits for the HTTP side, which sends it in the place of rmcp's; and the message,
+/// which rmcp hands over as a tree only.
 #[derive(Clone, Default)]
-pub struct Written(Arc<Mutex<Option<ResponseBody>>>);
+pub struct Written {
+    response: Arc<Mutex<Option<ResponseBody>>>,
+    message: Bytes,
+}
 
 impl Written {
+    /// No response yet, to this message.
+    pub fn to(message: Bytes) -> Self {
+        Self { message, ..Self::default() }
+    }
+
+    /// The message, as it came.
+    pub(super) fn message(&self) -> &[u8] {
+        &self.message
+    }
+
     /// Takes the response, once the call has ended.
     pub fn response(&self) -> Option<ResponseBody> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.response.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn leave(&self, response: ResponseBody) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+        *self.response.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
     }
 }
 
@@ -88,7 +103,9 @@ impl ToolServer {
             return None;
         }
         let origin = Origin::new(extensions, meta.as_deref(), message.id, Some(protocol.clone()));
-        Some(PlainCall { entry, arguments: arguments.unwrap_or_default(), origin })
+        let mut arguments = arguments.unwrap_or_default();
+        entry.rules.keep_digits(&mut arguments, body);
+        Some(PlainCall { entry, arguments, origin })
     }
 
     /// Runs a plain call, and gives the JSON-RPC response, whose HTTP status is 200. A caller who leaves drops it.

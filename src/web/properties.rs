@@ -72,6 +72,8 @@ fn nearly_a_plain_call() -> impl Strategy<Value = Vec<u8>> {
             r#""arguments":{"limit":0,"skip":-1,"more":"\u200b"}"#,
             r#""arguments":{"limit":1,"limit":2}"#,
             r#""arguments":{"subject":"s","description":"d","priority":"high"}"#,
+            r#""arguments":{"dataset":"d","filters":{"n":12345678901234567890123,"m":1.50}}"#,
+            r#""arguments":{"dataset":"d","filters":{"n":1e-400},"filters":{"n":[0.1]}}"#,
             r#""inputResponses":{}"#,
             r#""requestState":"s""#,
         ],

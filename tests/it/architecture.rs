@@ -8,7 +8,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["app", "check", "settings", "telemetry", "web"]),
     ("app", &["auth", "backend", "demo", "identity", "settings", "telemetry", "tools", "web"]),
     ("web", &["auth", "json", "memory", "problem", "settings", "telemetry", "tools", "visible"]),
-    ("tools", &["auth", "backend", "memory", "problem", "telemetry", "visible"]),
+    ("tools", &["auth", "backend", "json", "memory", "problem", "telemetry", "visible"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),
     ("backend", &["identity", "json", "memory", "settings", "telemetry"]),

@@ -209,3 +209,38 @@ async fn numbers_reach_the_caller_with_the_digits_that_the_backend_sent() {
         }
     }
 }
+
+#[tokio::test]
+async fn numbers_in_filters_reach_the_backend_with_the_digits_that_the_caller_sent() {
+    const INEXACT: &str = r#"{"tiny":1e-400,"id":12345678901234567890123,"amount":[12345678901234567890.12,0.10]}"#;
+    let app = TestApp::spawn().await;
+    app.stand_ins.backend.set_fault([FaultRule::status(200).body(r#"{"data":[]}"#)]);
+    for (filters, expected) in [
+        (INEXACT.to_owned(), INEXACT),
+        (INEXACT.replace(':', " : "), INEXACT),
+        (Value::from(INEXACT).to_string(), INEXACT),
+        (
+            r#"{"id":12345678901234567890123,"\u0069d":12345678901234567890124}"#.to_owned(),
+            r#"{"id":12345678901234567890124}"#,
+        ),
+        (r#"{"n":18446744073709551615,"price":1.5}"#.to_owned(), r#"{"n":18446744073709551615,"price":1.5}"#),
+    ] {
+        for era in Era::ALL {
+            for mirrored in [false, true] {
+                let call = json!({ "name": "query_data", "arguments": { "filters": "FILTERS", "dataset": "sales" } });
+                let body = crate::support::message(era, "tools/call", call).to_string();
+                let body = body.replace("\"FILTERS\"", &filters);
+                let mut request = app.request(era, "tools/call", json!({ "name": "query_data" })).body(body);
+                if mirrored {
+                    request = request.header("mcp-param-none", "none");
+                }
+                app.stand_ins.backend.forget_requests();
+                let response: Value = request.send().await.unwrap().json().await.unwrap();
+                assert_eq!(response["result"]["isError"], false, "{filters}: {response}");
+                let url = reqwest::Url::parse(&format!("http://backend{}", app.backend_requests()[0].target)).unwrap();
+                let sent: Vec<_> = url.query_pairs().filter(|(name, _)| name == "filters").collect();
+                assert_eq!(sent[0].1, expected, "{era:?} {mirrored}");
+            }
+        }
+    }
+}
