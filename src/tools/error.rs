@@ -191,6 +191,8 @@ fn with_doubt(mut problem: Problem, error: &BackendError) -> Problem {
     let Some(key) = &error.unknown_write else { return problem };
     problem.details.idempotency_key = Some(key.clone());
     problem.details.retryable = false;
+    // A challenge would take the place of this answer, and clients send the call again after the sign-in.
+    problem.details.claims = None;
     if error.applied {
         problem.message = format!(
             "The backend created the ticket, but {}. Do not create it again: find it with `list_tickets`. The backend's operators can \

@@ -36,6 +36,7 @@ mod operations;
 mod overload;
 mod protocol;
 mod reading;
+mod retryable;
 mod settings;
 mod smoke;
 mod spans;

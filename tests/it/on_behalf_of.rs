@@ -287,3 +287,28 @@ async fn a_401_while_entra_is_away_fails_one_call_of_a_user_and_their_token_serv
     let sent: Vec<_> = app.backend_requests().into_iter().map(|request| request.authorization_raw).collect();
     assert!(sent.len() == 12 && sent.iter().all(|authorization| *authorization == sent[0]));
 }
+
+#[tokio::test]
+async fn a_write_that_may_have_happened_is_told_as_such_and_not_as_a_sign_in_after_which_clients_call_again() {
+    let app = TestApp::guarded_with(
+        |inbound| inbound.client_ids = vec![CLIENT_ID.to_owned()],
+        |settings| {
+            settings.backend.auth = BackendAuth::OnBehalfOf { app_fallback: false };
+            // The attempt whose outcome is unknown is repeated.
+            settings.backend.idempotent_creates = true;
+        },
+    )
+    .await;
+    let token = token_of(&app, DemoCaller::Writer, json!({}));
+    assert_eq!(app.send_as(&token, Era::Modern, "tools/call", profile("1")).await.status(), 200);
+    app.stand_ins.entra.demand_context(Some("c1"));
+    let faults = [FaultRule::status(503).times(1), FaultRule::status(401)];
+    app.stand_ins.backend.set_fault(faults.map(|rule| rule.on("POST /tickets")));
+    let ticket = json!({ "name": "create_ticket", "arguments": { "title": "Printer", "description": "long enough" } });
+    let answer = app.send_as(&token, Era::Modern, "tools/call", ticket).await;
+    assert_eq!((answer.status().as_u16(), answer.headers().get("www-authenticate")), (200, None));
+    let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    let error = CallResult(answer["result"].clone()).error();
+    let details = &error["details"];
+    assert_eq!((&details["outcome"], &details["retryable"]), (&json!("unknown"), &json!(false)), "{error}");
+}
