@@ -514,3 +514,72 @@ async fn each_tenant_has_issuers_of_its_own() {
     let mixed = entra.caller_token(DemoCaller::Reader, &json!({ "tid": other }));
     assert_eq!(verifier.verify(&mixed).await.unwrap_err(), Refusal::Tenant);
 }
+
+/// Spells of thin answers and failures, in any order: a key ends when two good answers in a row lack it, or after a day without one.
+mod spells {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const IDS: [&str; 3] = ["a", "b", "c"];
+    const SETS: [&[&str]; 7] = [&["a"], &["b"], &["c"], &["a", "b"], &["a", "c"], &["b", "c"], &["a", "b", "c"]];
+
+    /// What must be held, answer by answer.
+    struct Expected {
+        processed: usize,
+        last: &'static [&'static str],
+        before: &'static [&'static str],
+        use_until: Instant,
+    }
+
+    impl Expected {
+        fn after(&mut self, fetches: usize, answers: &[Option<&'static [&'static str]>]) {
+            while self.processed < fetches {
+                let answer = answers[self.processed.min(answers.len() - 1)];
+                self.processed += 1;
+                if let Some(set) = answer {
+                    self.before = if Instant::now() < self.use_until { self.last } else { &[] };
+                    self.last = set;
+                    self.use_until = Instant::now() + 24 * 60 * MINUTE;
+                }
+            }
+        }
+
+        fn find(&self, kid: &str) -> Result<bool, Undecided> {
+            let held = self.last.contains(&kid) || self.before.contains(&kid);
+            if Instant::now() < self.use_until { Ok(held) } else { Err(Undecided::NoKeys) }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn end_a_key_only_when_two_answers_in_a_row_lack_it(
+            choices in vec(0usize..9, 1..60), minutes in vec(1u32..120, 1..60),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            let answers: Vec<_> = choices.iter().map(|choice| SETS.get(*choice).copied()).collect();
+            runtime.block_on(async {
+                let source = Scripted::new(choices.iter().map(|choice| match SETS.get(*choice) {
+                    Some(set) => Answer::Keys(set),
+                    None if *choice == SETS.len() => Answer::Fails,
+                    None => Answer::Text(r#"{"keys":[]}"#),
+                }));
+                let keys = start(&source);
+                settle().await;
+                let mut expected = Expected { processed: 0, last: &[], before: &[], use_until: Instant::now() };
+                for minutes in minutes {
+                    expected.after(source.fetches(), &answers);
+                    for kid in IDS {
+                        // A key that is not held may cause a fetch.
+                        let found = finds(&keys, kid).await;
+                        expected.after(source.fetches(), &answers);
+                        assert_eq!(found, expected.find(kid), "{kid} after {} of {choices:?}", expected.processed);
+                    }
+                    advance(minutes * MINUTE).await;
+                    settle().await;
+                }
+            });
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! for one thing is not ours to seed: in which order tokio wakes those who waited for the same token.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{LazyLock, Mutex, OnceLock, Weak};
@@ -15,6 +16,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::identity::simulated::{self, Answer};
@@ -65,8 +67,9 @@ pub(super) fn reset() -> reqwest::Error {
 
 const SEEDS: u64 = 1_000;
 const VIRTUAL_TIME: Duration = Duration::from_secs(120);
-/// After an outage: the breaker's longest pause, the token source's longest cool-down, its pause between forced refreshes.
-const HEALING: Duration = Duration::from_secs(32);
+/// After an outage: the token source's longest cool-down after an exchange that hung until then. The breaker's longest pause, and the
+/// token source's pause between forced refreshes, are shorter.
+const HEALING: Duration = Duration::from_secs(40);
 /// The clock's own grain, twice: deadlines are rounded up to it.
 const TICK: Duration = Duration::from_millis(2);
 const RESPONSE_LIMIT: usize = 1_024;
@@ -76,6 +79,9 @@ enum Invariant {
     OneTicket,
     SurelyNotHappened,
     FateIsTold,
+    NotInvitedTwice,
+    Outcome,
+    Isolation,
     Amplification,
     Deadline,
     OneExchangeWithEntra,
@@ -96,8 +102,14 @@ enum Weather {
     Failing,
     Throttling,
     Refusing,
+    /// Some requests get a 401, whatever their token is.
+    Moody,
     Down,
     Hanging,
+    /// The status arrives, the body does not.
+    Stalling,
+    /// Answers lack fields, or everything.
+    Thin,
     Odd,
     All,
 }
@@ -131,6 +143,13 @@ enum Treatment {
         retry_after: Option<u64>,
         done: bool,
     },
+    /// A status whose body never comes, before or after the work is done.
+    Stalled {
+        status: u16,
+        done: bool,
+    },
+    /// A success with this body.
+    Thin(&'static str),
     /// A success that nobody can read.
     Garbage,
     /// A success that is too large.
@@ -146,11 +165,22 @@ impl Treatment {
     fn does_the_work(self) -> bool {
         match self {
             Self::Unreachable => false,
-            Self::Reset { done } | Self::BrokenBody { done } | Self::Silence { done } | Self::Status { done, .. } => {
-                done
-            }
-            Self::Garbage | Self::Endless | Self::Success => true,
+            Self::Reset { done }
+            | Self::BrokenBody { done }
+            | Self::Silence { done }
+            | Self::Status { done, .. }
+            | Self::Stalled { done, .. } => done,
+            Self::Thin(_) | Self::Garbage | Self::Endless | Self::Success => true,
         }
+    }
+
+    /// Whether the backend has said that it did nothing.
+    fn refuses(self) -> bool {
+        let status = match self {
+            Self::Status { status, .. } | Self::Stalled { status, .. } => status,
+            _ => return false,
+        };
+        (400..500).contains(&status) && status != 408
     }
 }
 
@@ -160,6 +190,8 @@ struct Story {
     exchanges: u64,
     /// Requests that reached the backend, and whether each was refused and the client knows.
     arrivals: Vec<bool>,
+    /// Requests that reached the backend and were not refused.
+    perhaps_done: u32,
     /// The work that was done, by key.
     tickets: BTreeMap<String, u32>,
     keys: BTreeSet<String>,
@@ -192,6 +224,14 @@ impl Dice {
     }
 }
 
+/// Calls from this number on ask for the one resource that fails.
+const POISON: u64 = 1 << 32;
+
+/// What a call asks for.
+fn resource(call: u64) -> String {
+    if call < POISON { call.to_string() } else { "broken".to_owned() }
+}
+
 /// Actors that are no calls.
 const WEATHER: u64 = 1 << 20;
 const ENTRA: u64 = 2 << 20;
@@ -204,6 +244,8 @@ struct World {
     steady_token: bool,
     /// The weather does not change and there are many calls: only that shows what is granted once and what for ever.
     lasting: bool,
+    /// All is well but for one resource, which one caller asks for all the time.
+    poisoned: Option<Treatment>,
     weather: Mutex<(Weather, EntraWeather)>,
     /// The backend refuses tokens with a smaller number.
     revoked_below: AtomicU32,
@@ -257,6 +299,7 @@ impl World {
             begun: Instant::now(),
             steady_token,
             lasting: dice.one_in(5),
+            poisoned: None,
             weather: Mutex::new((Weather::Fair, EntraWeather::Fair)),
             revoked_below: AtomicU32::new(0),
             tokens: AtomicU32::new(0),
@@ -271,6 +314,18 @@ impl World {
             blame: Mutex::default(),
             history: Mutex::default(),
         })
+    }
+
+    /// A world in which one caller asks for a resource that is always treated so.
+    fn poisoned(seed: u64, treatment: Treatment) -> Arc<Self> {
+        let mut world = Self::new(seed, true);
+        if let Some(world) = Arc::get_mut(&mut world) {
+            world.poisoned = Some(treatment);
+            world.lasting = false;
+            world.settings.circuit_breaker = true;
+            world.settings.max_concurrency = 1_024;
+        }
+        world
     }
 
     fn client(self: &Arc<Self>) -> Arc<BackendClient> {
@@ -347,7 +402,10 @@ impl World {
             story.exchanges
         });
         let mut dice = Dice::new(self.seed, call, turn);
-        let treatment = self.treatment(token, &mut dice);
+        let treatment = match self.poisoned {
+            Some(treatment) if call >= POISON => treatment,
+            _ => self.treatment(token, &mut dice),
+        };
         if treatment == Treatment::Unreachable {
             self.note(call, "refused");
             sleep(dice.millis(1, 100)).await;
@@ -362,7 +420,7 @@ impl World {
             Ok(ticket) if write => ticket["title"].as_str().unwrap().to_owned(),
             _ => request.url().path_segments().unwrap().next_back().unwrap().to_owned(),
         };
-        if asked != call.to_string() {
+        if asked != resource(call) {
             self.blame(Invariant::OwnAnswer, format!("the trace of {call} asks for {asked}"));
         }
         // From here on the backend is at it, whether the client waits or not.
@@ -382,7 +440,7 @@ impl World {
             let _ = answered.send(());
         });
         let _ = answer.await;
-        if let Treatment::Status { status: 401 | 429, .. } = treatment {
+        if let Treatment::Status { status: 401 | 429, .. } | Treatment::Stalled { status: 401 | 429, .. } = treatment {
             self.story(call, |story| {
                 if let Some(refused) = story.arrivals.last_mut() {
                     *refused = true;
@@ -399,10 +457,12 @@ impl World {
         let (earlier, replay, third_token) = self.story(call, |story| {
             let earlier = story.arrivals.clone();
             story.arrivals.push(false);
+            story.perhaps_done += u32::from(!treatment.refuses());
             story.keys.extend(key.map(str::to_owned));
             let replay = story.unauthorized > 0;
             let third_token = story.unauthorized > 1;
-            let unauthorized = matches!(treatment, Treatment::Status { status: 401, .. });
+            let unauthorized =
+                matches!(treatment, Treatment::Status { status: 401, .. } | Treatment::Stalled { status: 401, .. });
             story.unauthorized = if unauthorized { story.unauthorized + 1 } else { 0 };
             (earlier, replay, third_token)
         });
@@ -446,6 +506,9 @@ impl World {
                 Weather::Lossy,
                 Weather::Failing,
                 Weather::Throttling,
+                Weather::Moody,
+                Weather::Stalling,
+                Weather::Thin,
                 Weather::Odd,
             ]),
             weather => weather,
@@ -464,6 +527,19 @@ impl World {
             Weather::Failing if dice.percent(80) => status(dice.pick(&[500, 502, 503, 503, 504]), wait, done),
             Weather::Throttling if dice.percent(70) => status(429, wait, false),
             Weather::Refusing if !self.steady_token => status(401, None, false),
+            Weather::Moody if dice.percent(30) && !self.steady_token => status(401, None, false),
+            Weather::Stalling => match dice.0.u8(..4) {
+                0 => Treatment::Stalled { status: 200, done: true },
+                1 => Treatment::Stalled { status: dice.pick(&[400, 401, 403, 404, 409, 429]), done: false },
+                2 => Treatment::Stalled { status: dice.pick(&[408, 500, 502, 503]), done },
+                _ => Treatment::Success,
+            },
+            Weather::Thin => match dice.0.u8(..4) {
+                0 => Treatment::Thin(""),
+                1 => Treatment::Thin("{}"),
+                2 => Treatment::Thin(r#"{"id":null}"#),
+                _ => Treatment::Success,
+            },
             Weather::Down => Treatment::Unreachable,
             Weather::Hanging => Treatment::Silence { done },
             Weather::Odd => match dice.0.u8(..9) {
@@ -474,7 +550,7 @@ impl World {
                 4 => Treatment::Endless,
                 _ => Treatment::Success,
             },
-            Weather::Failing | Weather::Throttling | Weather::Refusing => Treatment::Success,
+            Weather::Failing | Weather::Throttling | Weather::Refusing | Weather::Moody => Treatment::Success,
         }
     }
 
@@ -489,7 +565,7 @@ impl World {
     /// The weather changes every few seconds; now and then all tokens are revoked.
     async fn change_the_weather(self: Arc<Self>) {
         use EntraWeather as Entra;
-        const SKY: [Weather; 14] = [
+        const SKY: [Weather; 18] = [
             Weather::Fair,
             Weather::Fair,
             Weather::Fair,
@@ -500,8 +576,12 @@ impl World {
             Weather::Failing,
             Weather::Throttling,
             Weather::Refusing,
+            Weather::Moody,
             Weather::Down,
             Weather::Hanging,
+            Weather::Stalling,
+            Weather::Stalling,
+            Weather::Thin,
             Weather::Odd,
             Weather::All,
         ];
@@ -517,6 +597,9 @@ impl World {
             Entra::Hanging,
         ];
         let mut dice = Dice::new(self.seed, WEATHER, 0);
+        if self.poisoned.is_some() {
+            return;
+        }
         if self.lasting {
             *self.weather.lock().unwrap() =
                 (dice.pick(&[Weather::Failing, Weather::Throttling, Weather::Lossy]), Entra::Fair);
@@ -537,26 +620,47 @@ impl World {
         self.revoked_below.store(self.tokens.load(Relaxed) + 1, Relaxed);
     }
 
-    /// One call from its begin to its end, held to what a caller may expect.
-    async fn call(self: Arc<Self>, client: Arc<BackendClient>, number: u64, write: bool) -> Result<(), BackendError> {
+    /// One call from its begin to its end, held to what a caller may expect. `None` when the server stopped before.
+    async fn call(
+        self: Arc<Self>,
+        client: Arc<BackendClient>,
+        number: u64,
+        write: bool,
+        stop: CancellationToken,
+    ) -> Option<Result<(), BackendError>> {
         let trace = format!("00-{number:032x}-{number:016x}-00");
         let trace = Trace { context: TraceContext::parse(&trace).unwrap(), state: None };
-        let (began, call) = (Instant::now(), client.begin_call(trace));
+        let caller = Ipv4Addr::from_bits(if number < POISON { (number % 5) as u32 } else { u32::MAX });
+        let (began, call) = (Instant::now(), client.begin_call_for(trace, None, None, Some(caller.into())));
         self.calls.fetch_add(1, Relaxed);
-        let answer = if write {
-            let ticket = NewTicket {
-                title: number.to_string(),
-                description: "A long story.".to_owned(),
-                priority: Priority::Low,
-                assignee_id: None,
-            };
-            client.create_ticket(&call, &ticket).await.map(|ticket| ticket.id)
-        } else {
-            client.user(&call, &Segment::try_from(number.to_string()).unwrap(), false).await.map(|user| user.id)
+        let answer = async {
+            if write {
+                let ticket = NewTicket {
+                    title: number.to_string(),
+                    description: "A long story.".to_owned(),
+                    priority: Priority::Low,
+                    assignee_id: None,
+                };
+                client.create_ticket(&call, &ticket).await.map(|ticket| ticket.id)
+            } else {
+                client.user(&call, &Segment::try_from(resource(number)).unwrap(), false).await.map(|user| user.id)
+            }
         };
+        let answer = stop.run_until_cancelled(answer).await;
         if began.elapsed() > self.settings.timeout + TICK {
             self.blame(Invariant::Deadline, format!("call {number} took {:?}", began.elapsed()));
         }
+        let Some(answer) = answer else {
+            // Its record can tell that the outcome is unknown: the key of whatever was sent is there.
+            let key = call.idempotency_key();
+            if !self.story(number, |story| story.keys.iter().all(|sent| Some(sent.as_str()) == key)) {
+                self.blame(
+                    Invariant::Outcome,
+                    format!("write {number} was cut off and its record has the key {key:?}"),
+                );
+            }
+            return None;
+        };
         self.note(number, if answer.is_ok() { "ok" } else { "failed" });
         match &answer {
             Ok(id) if *id != number.to_string() => {
@@ -566,6 +670,16 @@ impl World {
             Err(error) => {
                 let doubtful = error.unknown_write.as_ref();
                 let (keys, tickets) = self.story(number, |story| (story.keys.clone(), story.tickets.len()));
+                // What is not marked may be sent again by the model; so may what was turned away.
+                if write && doubtful.is_none() && self.story(number, |story| story.perhaps_done) > 0 {
+                    self.blame(
+                        Invariant::NotInvitedTwice,
+                        format!("write {number} was sent, and its error is not marked: {error}"),
+                    );
+                }
+                if matches!(error.failure, Failure::CircuitOpen(_)) && self.poisoned.is_some() && number < POISON {
+                    self.blame(Invariant::Isolation, format!("call {number} is turned away for what another one asks"));
+                }
                 if doubtful.is_some_and(|key| !keys.contains(key)) {
                     self.blame(Invariant::FateIsTold, format!("write {number} names a key that was never sent"));
                 }
@@ -578,7 +692,17 @@ impl World {
                 }
             }
         }
-        answer.map(drop)
+        Some(answer.map(drop))
+    }
+
+    /// One caller asks for one resource, again and again, twenty times a second or more.
+    async fn poison(self: Arc<Self>, client: Arc<BackendClient>) {
+        let mut dice = Dice::new(self.seed, CALLERS, 1);
+        let mut calls = tokio::task::JoinSet::new();
+        for number in POISON.. {
+            calls.spawn(Arc::clone(&self).call(Arc::clone(&client), number, false, CancellationToken::new()));
+            sleep(dice.millis(10, 50)).await;
+        }
     }
 
     /// Calls for some minutes, and then what must be true again.
@@ -592,10 +716,16 @@ impl World {
         }
         let mut running = Vec::new();
         let mut number = 0;
+        let mut stop = CancellationToken::new();
+        let poisoner = self.poisoned.is_some().then(|| tokio::spawn(Arc::clone(&self).poison(Arc::clone(&client))));
         while self.begun.elapsed() < VIRTUAL_TIME {
             number += 1;
             let write = dice.one_in(3);
-            let call = Arc::clone(&self).call(Arc::clone(&client), number, write);
+            if dice.one_in(150) {
+                // The server stops, and another one begins where it was.
+                std::mem::take(&mut stop).cancel();
+            }
+            let call = Arc::clone(&self).call(Arc::clone(&client), number, write, stop.clone());
             // A client that leaves takes its read along; a write is finished without it.
             let patience = (!write && dice.one_in(8)).then(|| dice.millis(1, 5_000));
             running.push(tokio::spawn(async move {
@@ -608,6 +738,10 @@ impl World {
             sleep(if lull { dice.millis(1_000, 8_000) } else { dice.millis(0, pace) }).await;
         }
         weather.abort();
+        if let Some(poisoner) = poisoner {
+            poisoner.abort();
+            let _ = poisoner.await;
+        }
         let late = tokio::time::timeout(self.settings.timeout + TICK, futures_util::future::join_all(running)).await;
         match late {
             Err(_) => self.blame(Invariant::NothingStuck, "calls are still running after their deadlines".to_owned()),
@@ -625,7 +759,8 @@ impl World {
         *self.weather.lock().unwrap() = (Weather::Fair, EntraWeather::Fair);
         sleep(HEALING).await;
         for number in number + 1..number + 12 {
-            if let Err(error) = Arc::clone(&self).call(Arc::clone(&client), number, number % 3 == 0).await {
+            let call = Arc::clone(&self).call(Arc::clone(&client), number, number % 3 == 0, stop.clone());
+            if let Some(Err(error)) = call.await {
                 self.blame(Invariant::Healing, format!("call {number} fails although all is well: {error}"));
             }
         }
@@ -662,6 +797,8 @@ fn respond(call: u64, write: bool, treatment: Treatment) -> reqwest::Result<Resp
     };
     let (status, body) = match treatment {
         Treatment::Unreachable | Treatment::Reset { .. } | Treatment::Silence { .. } => return Err(reset()),
+        Treatment::Stalled { status, .. } => (status, reqwest::Body::wrap(StalledBody)),
+        Treatment::Thin(body) => (if write { 201 } else { 200 }, reqwest::Body::from(body)),
         Treatment::BrokenBody { .. } => (200, reqwest::Body::wrap(BrokenBody(false))),
         Treatment::Status { status, .. } => (status, reqwest::Body::from("no good")),
         Treatment::Garbage => (200, reqwest::Body::from("{\"id\":")),
@@ -674,6 +811,22 @@ fn respond(call: u64, write: bool, treatment: Treatment) -> reqwest::Result<Resp
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     Ok(response.into())
+}
+
+/// A body of which nothing comes.
+struct StalledBody;
+
+impl Body for StalledBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(100)
+    }
 }
 
 /// A body that breaks off after its first bytes.
@@ -700,10 +853,14 @@ struct Run {
 }
 
 fn run(seed: u64, steady_token: bool) -> Run {
+    run_in(seed, || World::new(seed, steady_token))
+}
+
+fn run_in(seed: u64, make: impl FnOnce() -> Arc<World>) -> Run {
     // The jitter of our own code is drawn from the thread's generator.
     fastrand::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let world = runtime.block_on(async { World::new(seed, steady_token) });
+    let world = runtime.block_on(async { make() });
     let life = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(Arc::clone(&world).live())));
     if life.is_err() {
         world.blame.lock().unwrap().push((Invariant::NoPanic, format!("seed {seed}: panicked")));
@@ -809,6 +966,36 @@ fn every_caller_gets_the_answer_to_its_own_question() {
 #[test]
 fn nothing_panics() {
     holds(Invariant::NoPanic);
+}
+
+#[test]
+fn no_write_is_invited_again_that_may_have_been_sent() {
+    holds(Invariant::NotInvitedTwice);
+}
+
+#[test]
+fn a_write_that_was_cut_off_has_what_tells_its_outcome() {
+    holds(Invariant::Outcome);
+}
+
+/// The backend is well for everybody else, who may still leave, or be many.
+#[test]
+fn one_bad_resource_of_one_caller_turns_nobody_else_away() {
+    let kinds = [
+        Treatment::Status { status: 500, retry_after: None, done: false },
+        Treatment::Status { status: 503, retry_after: None, done: false },
+        Treatment::Reset { done: false },
+        Treatment::Silence { done: false },
+        Treatment::Stalled { status: 200, done: true },
+    ];
+    for seed in 0..50 {
+        let kind = kinds[seed as usize % kinds.len()];
+        let run = run_in(seed, || World::poisoned(seed, kind));
+        let broken: Vec<_> = run.blame.iter().filter(|(invariant, _)| *invariant == Invariant::Isolation).collect();
+        assert!(broken.is_empty(), "{kind:?}: {} times, first {:?}", broken.len(), broken[0]);
+        let others = run.history.iter().filter(|(_, call, what)| *call < POISON && *what == "ok").count();
+        assert!(others > 50, "{kind:?}: hardly anybody else called");
+    }
 }
 
 #[test]
