@@ -75,6 +75,12 @@ impl Bench {
     }
 }
 
+/// A server for tests that bring their own sockets.
+#[cfg(test)]
+pub(crate) fn web() -> Arc<Web> {
+    Bench::new().web
+}
+
 /// The first byte says how the rest is taken, if there is one.
 fn split(bytes: &[u8]) -> (u8, &[u8]) {
     bytes.split_first().map_or((0, bytes), |(first, rest)| (*first, rest))

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -19,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,7 +41,7 @@ const READ_HEAD_BYTES: usize = 32 * 1024;
 /// Connections without a place. One more closes the oldest of them: as many as the kernel may hand over at once, or else a probe
 /// among them would be pushed out before anybody looks at it.
 const WAITING_CONNECTIONS: usize = BACKLOG as usize;
-/// How long such a connection may take to send a request.
+/// How long such a connection may take to send a request, and one that was accepted shortly before the stop.
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many connections, and how patient we are with them.
@@ -112,38 +113,77 @@ impl Listener {
         connections: TaskTracker,
         stop: CancellationToken,
     ) {
+        // The loop is one of the tasks that the stop waits for, so that none is missed that it spawns.
+        let _accepting = connections.token();
         let room = Arc::new(Room::new(limits.connections));
-        let mut waiting: VecDeque<Weak<Activity>> = VecDeque::new();
+        let mut acceptor = Acceptor { web, lane, limits, metrics, connections, stop, room, waiting: VecDeque::new() };
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = acceptor.stop.cancelled() => break,
                 accepted = self.tcp.accept() => accepted,
             };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
+            match accepted {
+                Ok((stream, peer)) => acceptor.serve(stream, peer),
                 Err(error) => {
                     // Out of file descriptors, most likely: waiting for some to be closed is all that can be done.
                     warn!(error = %error, "could not accept a connection: {error}; pausing for 100 ms");
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
                 }
-            };
-            // Small answers must not wait for the acknowledgement of the last ones.
-            let _ = stream.set_nodelay(true);
-            let activity = Activity::new(&stop);
-            let connection = Connection { web: Arc::clone(&web), lane, limits: limits.clone(), peer };
-            let place = Place { room: Arc::clone(&room), metrics: Arc::clone(&metrics), lane, held: OnceLock::new() };
-            if !place.take_free(&activity) {
-                if waiting.len() >= WAITING_CONNECTIONS
-                    && let Some(oldest) = waiting.pop_front().and_then(|oldest| oldest.upgrade())
-                    && !oldest.is_admitted()
-                {
-                    oldest.close();
-                }
-                waiting.push_back(Arc::downgrade(&activity));
             }
-            connections.spawn(async move { connection.serve_in(stream, &activity, Some(&place)).await });
+        }
+        // What the kernel has accepted for us are connections to its clients, who may have sent their requests already.
+        let queued = self.tcp.into_std().into_iter().flat_map(|tcp| std::iter::from_fn(move || queued(&tcp)));
+        for (stream, peer) in queued.take(BACKLOG as usize) {
+            acceptor.serve(stream, peer);
+        }
+    }
+}
+
+/// A connection that waits to be accepted.
+fn queued(tcp: &std::net::TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    let (stream, peer) = tcp.accept().ok()?;
+    stream.set_nonblocking(true).ok()?;
+    Some((TcpStream::from_std(stream).ok()?, peer))
+}
+
+/// What the connections of a listener have in common.
+struct Acceptor {
+    web: Arc<Web>,
+    lane: Lane,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    connections: TaskTracker,
+    stop: CancellationToken,
+    room: Arc<Room>,
+    /// Connections without a place, the oldest first, and some that got one or ended.
+    waiting: VecDeque<Weak<Activity>>,
+}
+
+impl Acceptor {
+    /// Begins to serve a connection.
+    fn serve(&mut self, stream: TcpStream, peer: SocketAddr) {
+        // Small answers must not wait for the acknowledgement of the last ones.
+        let _ = stream.set_nodelay(true);
+        let activity = Activity::new(&self.stop);
+        let (web, lane, limits) = (Arc::clone(&self.web), self.lane, self.limits.clone());
+        let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
+        let connection = Connection { web, lane, limits, peer };
+        let place = Place { room, metrics, lane, held: OnceLock::new() };
+        if !place.take_free(&activity) {
+            if self.waiting.len() >= WAITING_CONNECTIONS {
+                self.close_oldest_waiting();
+            }
+            self.waiting.push_back(Arc::downgrade(&activity));
+        }
+        self.connections.spawn(async move { connection.serve_in(stream, &activity, Some(&place)).await });
+    }
+
+    /// Closes the oldest connection without a place.
+    fn close_oldest_waiting(&mut self) {
+        let oldest = self.waiting.pop_front().and_then(|oldest| oldest.upgrade());
+        if let Some(oldest) = oldest.filter(|oldest| !oldest.is_admitted()) {
+            oldest.close();
         }
     }
 }
@@ -242,6 +282,8 @@ where
         ended = connection.as_mut() => return ended,
         () = activity.closing() => {}
     }
+    let makes_room = activity.is_closing();
+    activity.announce_close();
     // What has arrived since the runtime last looked is seen when it looks again, which it does before we go on.
     tokio::task::yield_now().await;
     tokio::select! {
@@ -249,8 +291,19 @@ where
         ended = connection.as_mut() => return ended,
         () = std::future::ready(()) => {}
     }
+    // At the stop, a client that has just connected has a request to send.
+    if !makes_room && activity.phase() == Phase::Silent {
+        let first_bytes = std::future::poll_fn(|context| match connection.as_mut().poll(context) {
+            Poll::Pending if activity.phase() == Phase::Silent => Poll::Pending,
+            polled => Poll::Ready(polled),
+        });
+        let deadline = activity.accepted() + HEALTH_HEAD_TIMEOUT;
+        if let Ok(Poll::Ready(ended)) = tokio::time::timeout_at(deadline, first_bytes).await {
+            return ended;
+        }
+    }
     // hyper would close a connection on which a part of a head has arrived after an answer. Its own answer closes it.
-    if !(activity.is_closing() && activity.phase() == Phase::Receiving) {
+    if activity.phase() != Phase::Receiving {
         connection.as_mut().graceful_shutdown();
     }
     connection.await
@@ -267,11 +320,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let service =
-            service_fn(async |_request| Ok::<_, std::convert::Infallible>(hyper::Response::new(String::from("here"))));
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
         let stop = CancellationToken::new();
         let activity = Activity::new(&stop);
+        let io = TimeoutIo::new(stream, Arc::clone(&activity), &Limits::from(&WebSettings::default()));
+        let answering = Arc::clone(&activity);
+        let service = service_fn(move |_request| {
+            answering.enter(Phase::Answering);
+            let body = AnswerBody::new(Body::from("here"), Arc::clone(&answering));
+            async { Ok::<_, std::convert::Infallible>(hyper::Response::new(body)) }
+        });
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
         let serving = tokio::spawn(async move { until_closing(connection, &activity).await });
         tokio::task::yield_now().await;
         // The runtime, which has this one thread, has not looked for it when the connection hears of the stop.
@@ -281,5 +339,39 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
+    }
+
+    #[test]
+    fn clients_that_have_connected_when_the_stop_comes_are_answered() {
+        const REQUEST: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let web = crate::fuzzing::web();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let clients = runtime.block_on(async {
+            let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let connect = || std::net::TcpStream::connect(listener.address()).unwrap();
+            let mut clients: Vec<_> = std::iter::repeat_with(connect).take(3).collect();
+            // Two requests wait in the kernel before anything is accepted, and one comes after that.
+            for client in clients.iter_mut().take(2) {
+                client.write_all(REQUEST).unwrap();
+            }
+            let (connections, stop) = (TaskTracker::new(), CancellationToken::new());
+            stop.cancel();
+            let metrics = Arc::new(Metrics::new(&[], &[]));
+            let limits = Limits::from(&WebSettings::default());
+            listener.serve(web, Lane::Main, limits, metrics, connections.clone(), stop).await;
+            // Its connection looks for it, in vain, as often as it likes.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            clients[2].write_all(REQUEST).unwrap();
+            connections.close();
+            connections.wait().await;
+            clients
+        });
+        for mut client in clients {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close\r\n"), "{answer}");
+        }
     }
 }

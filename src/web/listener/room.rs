@@ -114,7 +114,7 @@ pub(super) struct Activity {
     /// A `Phase`, and above it the microseconds from `accepted` to its beginning.
     word: AtomicU64,
     is_admitted: AtomicBool,
-    is_closed_for_others: AtomicBool,
+    is_closing: AtomicBool,
     /// Cancelled when the connection should answer what it has been asked, and close.
     close: CancellationToken,
 }
@@ -126,7 +126,7 @@ impl Activity {
             accepted: Instant::now(),
             word: AtomicU64::default(),
             is_admitted: AtomicBool::default(),
-            is_closed_for_others: AtomicBool::default(),
+            is_closing: AtomicBool::default(),
             close: stop.child_token(),
         })
     }
@@ -175,13 +175,18 @@ impl Activity {
 
     /// Closes the connection, unless a request has arrived: then after its answer.
     pub(super) fn close(&self) {
-        self.is_closed_for_others.store(true, Relaxed);
+        self.announce_close();
         self.close.cancel();
+    }
+
+    /// Makes the next answer on the connection the last.
+    pub(super) fn announce_close(&self) {
+        self.is_closing.store(true, Relaxed);
     }
 
     /// Whether the next answer on the connection has to be the last.
     pub(super) fn is_closing(&self) -> bool {
-        self.is_closed_for_others.load(Relaxed)
+        self.is_closing.load(Relaxed)
     }
 
     /// Completes when the connection should close.
