@@ -308,7 +308,10 @@ impl<'a> Copier<'a> {
     fn is_known(&self, first: usize, key: &Range<usize>, keys: &mut Option<HashSet<Box<str>>>) -> bool {
         let (name, earlier) = (self.copied(key), self.members.get(first..).unwrap_or_default());
         match keys {
-            None if earlier.len() < FEW_KEYS => earlier.iter().any(|member| self.copied(&member.key) == name),
+            None if earlier.len() < FEW_KEYS => {
+                let is_same = |member: &Member| member.key.len() == key.len() && self.copied(&member.key) == name;
+                earlier.iter().any(is_same)
+            }
             keys => {
                 let known = || earlier.iter().map(|member| self.copied(&member.key).into()).collect();
                 !keys.get_or_insert_with(known).insert(name.into())
