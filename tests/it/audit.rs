@@ -318,8 +318,10 @@ async fn no_call_begins_while_the_file_is_lost_where_the_audit_is_required() {
         app.begin_shutdown();
         app.stopped().await.unwrap();
         let whole = audit::verify(&file).unwrap();
-        // `started`, the call, then `reopened`, the refused call, the call, `stopped`.
-        assert_eq!((whole.records, whole.incidents.len()), (if comes_back { 6 } else { 4 }, 1), "{whole:?}");
+        // `started`, the call, then `reopened`, the refused call, the call, `stopped`. A file that is back at once need not be reopened.
+        let incidents = whole.incidents.len() as u64;
+        let (records, least) = if comes_back { (5 + incidents, 0) } else { (4, 1) };
+        assert!(whole.records == records && (least..=1).contains(&incidents), "{whole:?}");
     }
 }
 

@@ -374,6 +374,9 @@ impl Medium for Disk {
     }
 
     fn reserve(&mut self) -> Reservation {
+        // The head first: where all room is taken for events, it can be overwritten and not be created.
+        let new_head = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.head_path);
+        let _ = new_head.and_then(|mut head| head.write_all(&[b' '; HEAD_BYTES]).and_then(|()| head.sync_data()));
         room::reserve(&self.file, &mut self.allocated)
     }
 
@@ -1038,6 +1041,25 @@ mod tests {
             let [incident] = whole.incidents.as_slice() else { panic!("{whole:?}") };
             assert!(incident.line == 1 && incident.what.contains(&last.hash), "{part}: {incident:?}");
         }
+    }
+
+    #[test]
+    fn the_head_has_its_place_on_the_disk_before_events_get_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let (mut disk, _) = Disk::open(&path).unwrap();
+        assert!(disk.reserve().failure.is_none());
+        // It is there, and says nothing yet.
+        assert_eq!(std::fs::metadata(head_path(&path)).unwrap().len(), HEAD_BYTES as u64);
+        assert_eq!(read_head(&head_path(&path)).unwrap(), None);
+        let head = HeadFile { end: Head { sequence: u64::MAX, ..Head::start() }, lost: u64::MAX };
+        // Nothing can be created beside it, as on a full disk.
+        std::fs::create_dir(folder.path().join("audit.jsonl.head.new")).unwrap();
+        disk.write_head(&head).unwrap();
+        assert_eq!(std::fs::metadata(head_path(&path)).unwrap().len(), HEAD_BYTES as u64);
+        assert_eq!(read_head(&head_path(&path)).unwrap(), Some(head.clone()));
+        disk.reserve();
+        assert_eq!(read_head(&head_path(&path)).unwrap(), Some(head));
     }
 
     #[test]
