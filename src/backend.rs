@@ -377,8 +377,13 @@ impl BackendClient {
             self.identity.reject(&token);
         }
         let body = answer?;
-        let health: Health = self.decode(&request, &body)?;
-        if health.status == "healthy" { Ok(()) } else { Err(self.fail(&request, Failure::Unhealthy)) }
+        let word = match self.decode::<Health>(&request, &body) {
+            Ok(health) if health.status == "healthy" => return Ok(()),
+            Ok(health) => health.status,
+            // Some frameworks answer with a word alone.
+            Err(error) => bare_word(&body).ok_or(error)?,
+        };
+        Err(self.fail(&request, Failure::Unhealthy(detail::shown(&word, 40))))
     }
 
     /// What bounds the memory of answers, of the backend and of our own.
@@ -477,7 +482,8 @@ impl BackendClient {
                 self.metrics.retried(retry::REASON_UNAUTHORIZED);
                 let token = self.token(call, request, Some(&token)).await;
                 let token = token.map_err(|error| BackendError { token_rejected: true, ..error })?;
-                self.attempt(call, request, &token).await
+                let answer = self.attempt(call, request, &token).await;
+                answer.map_err(|error| BackendError { token_replaced: true, ..error })
             }
             answer => answer,
         }
@@ -716,6 +722,7 @@ impl BackendClient {
             write: request.write.is_some(),
             unknown_write,
             token_rejected: false,
+            token_replaced: false,
             detail: None,
         }
     }
@@ -778,6 +785,14 @@ fn says_applied(response: &Response) -> bool {
         }
         _ => true,
     }
+}
+
+/// A short text that is all of a body, as a JSON string or plain.
+fn bare_word(body: &[u8]) -> Option<String> {
+    let word = serde_json::from_slice(body).ok().or_else(|| Some(str::from_utf8(body).ok()?.trim().to_owned()))?;
+    let plain = |character: char| character.is_alphanumeric() || matches!(character, ' ' | '_' | '-' | '.' | '!');
+    let is_word = word.starts_with(char::is_alphabetic) && word.chars().all(plain) && word.len() <= 64;
+    is_word.then_some(word)
 }
 
 /// The content coding of an answer, unless it is none.

@@ -32,6 +32,8 @@ pub struct BackendError {
     pub unknown_write: Option<String>,
     /// The backend had answered 401 to the token before, and there was no other: the failure says why.
     pub token_rejected: bool,
+    /// The backend had answered 401 to the token before, and this is what came of the attempt with a new one.
+    pub token_replaced: bool,
     /// What the backend says about the error, short and on one line: for the log. It is the backend's text, and no caller gets it.
     pub detail: Option<Box<str>>,
 }
@@ -48,7 +50,7 @@ pub enum Failure {
     /// Calls are made on behalf of users, and this caller is none; nothing was sent.
     #[error("is called on behalf of users only")]
     NoUser,
-    /// The backend answered 401, and did so again when there was a new token to show.
+    /// The backend answered 401; `token_replaced` says whether to a second token as well.
     #[error("refused the token")]
     Unauthorized,
     /// The backend answered with an error.
@@ -89,9 +91,9 @@ pub enum Failure {
     /// The circuit breaker of the route is open, for so long; nothing was sent.
     #[error("keeps failing and is not asked for {0:?}")]
     CircuitOpen(Duration),
-    /// `GET /health` was answered, but not with `healthy`.
-    #[error("says that it is not healthy")]
-    Unhealthy,
+    /// `GET /health` was answered with this word instead of `healthy`.
+    #[error("says `{0}` about its health, where `{{\"status\":\"healthy\"}}` is expected")]
+    Unhealthy(Box<str>),
 }
 
 /// Where an answer leaves the agreed form, and what stands there in the agreed one. serde also quotes what it found, which is
@@ -138,7 +140,7 @@ impl Failure {
             | Self::Unreachable(_)
             | Self::Busy
             | Self::CircuitOpen(_)
-            | Self::Unhealthy => false,
+            | Self::Unhealthy(_) => false,
         }
     }
 
@@ -150,7 +152,7 @@ impl Failure {
             Self::Status { .. } | Self::Unauthorized => Exchange::ClientError,
             Self::Unreachable(_) => Exchange::Unreachable,
             Self::Interrupted(_) => Exchange::Interrupted,
-            Self::Unreadable(_) | Self::Encoded(_) | Self::TooLarge(_) | Self::Unhealthy => Exchange::Unreadable,
+            Self::Unreadable(_) | Self::Encoded(_) | Self::TooLarge(_) | Self::Unhealthy(_) => Exchange::Unreadable,
             Self::Timeout(_) => Exchange::Timeout,
             Self::NoMemory { sent: true } => Exchange::Discarded,
             Self::NoMemory { sent: false }
@@ -182,7 +184,7 @@ impl BackendError {
             | Failure::Timeout(_)
             | Failure::Busy
             | Failure::CircuitOpen(_)
-            | Failure::Unhealthy => None,
+            | Failure::Unhealthy(_) => None,
         }
     }
 
@@ -208,7 +210,7 @@ impl BackendError {
             | Failure::NoUser
             | Failure::Busy
             | Failure::CircuitOpen(_)
-            | Failure::Unhealthy => Verdict::Unknown,
+            | Failure::Unhealthy(_) => Verdict::Unknown,
         }
     }
 

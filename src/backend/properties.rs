@@ -359,7 +359,7 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
         Failure::Timeout(Duration::ZERO),
         Failure::Busy,
         Failure::CircuitOpen(Duration::ZERO),
-        Failure::Unhealthy,
+        Failure::Unhealthy("UP".into()),
         Failure::Unauthorized,
     ];
     for failure in failures {
@@ -373,6 +373,7 @@ async fn every_way_to_fail_has_one_place_in_the_retry_table_and_a_verdict() {
             applied: false,
             unknown_write: None,
             token_rejected: false,
+            token_replaced: false,
             detail: None,
         };
         let repeated = error.setback().is_some_and(|setback| may_repeat(true, setback));

@@ -103,9 +103,13 @@ fn unwell(backend: &BackendSettings, error: &BackendError, claims: Option<&Claim
         Failure::Status { .. } => step
             .wrong("The backend does not serve `GET /health` as agreed")
             .mend(TEAM, "let `GET /health` answer 200 with `{\"status\":\"healthy\"}`, and check BACKEND_API_URL"),
-        Failure::Unhealthy => step
-            .wrong("The backend answers, and says itself that it is unwell")
-            .mend(TEAM, "look at the backend's own log and at what it depends on"),
+        Failure::Unhealthy(found) => step
+            .wrong(format!("`GET /health` answers 200 and says `{found}`; only `{{\"status\":\"healthy\"}}` counts as healthy"))
+            .mend(
+                TEAM,
+                "if the backend is well, let `GET /health` answer `{\"status\":\"healthy\"}`; otherwise look at the backend's own log and \
+                 at what it depends on",
+            ),
         Failure::Encoded(_) => step
             .wrong(
                 "The backend, or a gateway before it, encodes its answers although `Accept-Encoding: identity` is sent",

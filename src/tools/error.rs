@@ -85,6 +85,14 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
                 .to_owned(),
             false,
         ),
+        Failure::Unauthorized if !error.token_replaced => (
+            ErrorCode::AuthenticationError,
+            "The backend does not accept the MCP server's token (401). No other token was tried: a token is replaced at most once in 30 \
+             seconds, and only while Entra ID gives new ones and the call has time left. Its operators have to check the token's audience \
+             (AZURE_SCOPES) and the rights of the server's identity in the backend. Calling again at once will not help."
+                .to_owned(),
+            false,
+        ),
         Failure::Unauthorized => (
             ErrorCode::AuthenticationError,
             "The backend does not accept the MCP server's token, not even a new one. Its operators have to mend that: the token's \
@@ -164,7 +172,7 @@ pub(super) fn advice(error: &BackendError, subject: impl FnOnce() -> String) -> 
                 .to_owned(),
             true,
         ),
-        Failure::Unhealthy => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
+        Failure::Unhealthy(_) => (ErrorCode::ServiceError, "The backend says that it is not healthy. Call again later.".to_owned(), true),
     };
     let problem = Problem {
         error: code,

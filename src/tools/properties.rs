@@ -252,7 +252,7 @@ fn make(kind: &str, status: u16, wait: Option<Duration>) -> Failure {
         "timeout" => Failure::Timeout(wait.unwrap_or_default()),
         "busy" => Failure::Busy,
         "open" => Failure::CircuitOpen(wait.unwrap_or_default()),
-        _ => Failure::Unhealthy,
+        _ => Failure::Unhealthy("UP".into()),
     }
 }
 
@@ -335,7 +335,7 @@ proptest! {
         let answered = matches!(failure, Failure::Status { .. } | Failure::Unreadable(_) | Failure::Timeout(_)).then_some(status);
         let path = format!("/users/{id}");
         let error =
-            BackendError { failure, route: Route::User, path, status: answered, write, applied, unknown_write: unknown.clone(), token_rejected: false, detail: Some("x".into()) };
+            BackendError { failure, route: Route::User, path, status: answered, write, applied, unknown_write: unknown.clone(), token_rejected: false, token_replaced: unknown.is_some(), detail: Some("x".into()) };
         let problem = error::advice(&error, || format!("user `{id}`"));
         let json = problem.to_json();
         assert_well_formed(&json);

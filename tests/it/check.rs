@@ -586,7 +586,27 @@ async fn what_the_backend_says_is_explained() {
         (
             "says so",
             FaultRule::status(200).body(r#"{"status":"degraded"}"#),
-            &["says itself", "whoever runs the backend"],
+            &["`degraded`", r#"`{"status":"healthy"}`"#, "whoever runs the backend"],
+        ),
+        (
+            "another word",
+            FaultRule::status(200).body(r#"{"status":"UP"}"#),
+            &["`UP`", r#"`{"status":"healthy"}`"#, "whoever runs the backend"],
+        ),
+        (
+            "a JSON string",
+            FaultRule::status(200).body(r#""Healthy""#),
+            &["`Healthy`", r#"`{"status":"healthy"}`"#, "whoever runs the backend"],
+        ),
+        (
+            "plain text",
+            FaultRule::status(200).header("content-type", "text/plain").body("Healthy\n"),
+            &["`Healthy`", r#"`{"status":"healthy"}`"#, "whoever runs the backend"],
+        ),
+        (
+            "a long and hidden word",
+            FaultRule::status(200).body(json!({ "status": "\u{202e}PU".repeat(50) }).to_string()),
+            &["`\\u{202e}PU", "…`", r#"`{"status":"healthy"}`"#],
         ),
         ("no route", FaultRule::status(404), &["no `/health`", "READINESS_CHECK_BACKEND=false"]),
         ("throttles", FaultRule::status(429), &["429", "whoever runs the backend"]),
