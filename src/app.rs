@@ -5,6 +5,7 @@
 
 #[cfg(feature = "demo")]
 pub mod demo;
+mod descriptors;
 
 use std::io;
 use std::net::SocketAddr;
@@ -112,6 +113,7 @@ impl App {
         for warning in &settings.warnings {
             warn!("{warning}");
         }
+        descriptors::raise_limit(settings);
         let audit = Arc::new(Audit::start(&settings.telemetry.audit)?);
         let spans = settings.telemetry.traces.as_ref().map(Spans::start).transpose()?;
         let identity = TokenSource::start(&settings.identity, settings.backend.timeout)?;

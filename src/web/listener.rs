@@ -22,10 +22,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use rustix::io::Errno;
 use room::{Activity, Phase, Room};
 use timeout_io::{AnswerBody, TimeoutIo};
 
@@ -41,8 +43,15 @@ const READ_HEAD_BYTES: usize = 32 * 1024;
 /// Connections without a place. One more closes the oldest of them: as many as the kernel may hand over at once, or else a probe
 /// among them would be pushed out before anybody looks at it.
 const WAITING_CONNECTIONS: usize = BACKLOG as usize;
+/// Connections of the management listener with and without a place, each: a few that scrape, and whoever looks.
+const MANAGEMENT_CONNECTIONS: usize = 64;
+/// How many connections are closed at once when there are no file descriptors for another.
+const CLOSED_FOR_DESCRIPTORS: usize = 16;
 /// How long such a connection may take to send a request, and one that was accepted shortly before the stop.
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often it is logged that connections cannot be accepted.
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many connections, and how patient we are with them.
 #[derive(Debug, Clone)]
@@ -97,6 +106,11 @@ impl Listener {
         Ok(Self { tcp, address })
     }
 
+    /// How many connections the two listeners may have open at most, with and without a place.
+    pub fn most_connections(max_connections: usize) -> usize {
+        max_connections + WAITING_CONNECTIONS + 2 * MANAGEMENT_CONNECTIONS
+    }
+
     /// Where it listens, with the port that the system chose if none was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -115,8 +129,13 @@ impl Listener {
     ) {
         // The loop is one of the tasks that the stop waits for, so that none is missed that it spawns.
         let _accepting = connections.token();
-        let room = Arc::new(Room::new(limits.connections));
-        let mut acceptor = Acceptor { web, lane, limits, metrics, connections, stop, room, waiting: VecDeque::new() };
+        let (places, max_waiting) = match lane {
+            Lane::Management => (MANAGEMENT_CONNECTIONS.min(limits.connections), MANAGEMENT_CONNECTIONS),
+            Lane::Main | Lane::HealthOnly => (limits.connections, WAITING_CONNECTIONS),
+        };
+        let room = Arc::new(Room::new(places));
+        let mut acceptor = Acceptor { web, lane, limits, metrics, connections, stop, room, waiting: VecDeque::new(), max_waiting };
+        let mut warned = None;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -126,9 +145,11 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => acceptor.serve(stream, peer),
                 Err(error) => {
-                    // Out of file descriptors, most likely: waiting for some to be closed is all that can be done.
-                    warn!(error = %error, "could not accept a connection: {error}; pausing for 100 ms");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if warned.is_none_or(|warned: Instant| warned.elapsed() > WARN_INTERVAL) {
+                        warned = Some(Instant::now());
+                        warn!(error = %error, "could not accept a connection: {error}; closing idle ones, if it is for them");
+                    }
+                    tokio::time::sleep(acceptor.close_some_after(&error)).await;
                 }
             }
         }
@@ -158,6 +179,7 @@ struct Acceptor {
     room: Arc<Room>,
     /// Connections without a place, the oldest first, and some that got one or ended.
     waiting: VecDeque<Weak<Activity>>,
+    max_waiting: usize,
 }
 
 impl Acceptor {
@@ -171,12 +193,24 @@ impl Acceptor {
         let connection = Connection { web, lane, limits, peer };
         let place = Place { room, metrics, lane, held: OnceLock::new() };
         if !place.take_free(&activity) {
-            if self.waiting.len() >= WAITING_CONNECTIONS {
+            if self.waiting.len() >= self.max_waiting {
                 self.close_oldest_waiting();
             }
             self.waiting.push_back(Arc::downgrade(&activity));
         }
         self.connections.spawn(async move { connection.serve_in(stream, &activity, Some(&place)).await });
+    }
+
+    /// Where a connection was not accepted for want of a file descriptor, closes those that have been idle for longest. Returns how long
+    /// to wait before the next is accepted.
+    fn close_some_after(&mut self, error: &io::Error) -> Duration {
+        let is_out_of_descriptors = matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
+        if !is_out_of_descriptors {
+            return Duration::from_millis(100);
+        }
+        self.close_oldest_waiting();
+        let closed = (0..CLOSED_FOR_DESCRIPTORS).take_while(|_| self.room.close_longest_idle()).count();
+        Duration::from_millis(if closed > 0 { 5 } else { 100 })
     }
 
     /// Closes the oldest connection without a place.

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use mcp_server::demo::fault::FaultRule;
+use mcp_server::demo::{DemoOptions, StandIns};
 use mcp_server::settings::WebSettings;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::support::process::{Program, parsed};
 use crate::support::{Era, TestApp, error_object, message, until};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -294,6 +296,40 @@ async fn when_all_places_are_taken_the_longest_idle_connection_makes_room() {
     }
     assert_eq!(app.metric("http_server_open_connections").await, 4.0);
     assert_eq!(app.metric("mcp_server_shed_total{limit=\"connections\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let server = Program::serve(&stand_ins).max_open_files(64, 4_096).start();
+    let client = server.client().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let open_files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    assert_eq!(open_files.split_whitespace().next(), Some("4096"), "{limits}");
+    let mut crowd = Vec::new();
+    for _ in 0..100 {
+        crowd.push(TcpStream::connect(client.address).await.unwrap());
+    }
+    client.until_ready().await;
+    assert!(!server.stdout.so_far().iter().any(|line| line.contains("process.needed_fds")));
+}
+
+#[tokio::test]
+async fn where_files_run_out_there_is_a_warning_and_the_longest_idle_connections_make_room() {
+    let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
+    let program = Program::serve(&stand_ins).env("REQUEST_HEADER_TIMEOUT", "600").max_open_files(64, 100);
+    let server = program.start();
+    let client = server.client().await;
+    let warning = parsed(&server.stdout.line("process.needed_fds").await);
+    assert_eq!((&warning["level"], &warning["process.max_fds"]), (&json!("WARNING"), &json!(100)), "{warning}");
+    assert_eq!(warning["process.needed_fds"], 1_024 + 1_024 + 2 * 64 + 512 + 128, "{warning}");
+    let mut crowd = Vec::new();
+    for _ in 0..200 {
+        crowd.push(TcpStream::connect(client.address).await.unwrap());
+    }
+    server.stdout.line("could not accept a connection").await;
+    let answer = client.get("/health/live").send();
+    assert_eq!(tokio::time::timeout(HANGS, answer).await.expect("no answer").unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -69,6 +69,19 @@ impl Program {
         self
     }
 
+    /// The same with these limits of open files.
+    #[must_use]
+    pub fn max_open_files(mut self, soft: u32, hard: u32) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"")]);
+        shell.arg(self.command.get_program()).args(self.command.get_args());
+        shell.env_clear().current_dir(self.folder.path());
+        shell.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = shell;
+        self
+    }
+
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.command.env_remove(name);
