@@ -472,12 +472,22 @@ async fn who_am_i(headers: HeaderMap) -> Response {
     .into_response()
 }
 
-/// `GET /metrics`, on the management listener alone.
-async fn print_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+/// `GET /metrics`, on the management listener alone: OpenMetrics for those that ask for it by name, as a Prometheus does, and text that
+/// a browser shows for all others.
+async fn print_metrics(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> Response {
+    let is_open_metrics = plain::prefers_open_metrics(&headers);
+    let content_type = HeaderValue::from_static(if is_open_metrics {
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    } else {
+        "text/plain; version=0.0.4; charset=utf-8"
+    });
+    let encode = move || if is_open_metrics { metrics.encode() } else { metrics.encode_text() };
     // Some figures are read from files, and all together take a while to print: not on a thread that answers calls.
-    match tokio::task::spawn_blocking(move || metrics.encode()).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+    match tokio::task::spawn_blocking(encode).await {
+        Ok(Ok(text)) => {
+            let headers = [(header::CONTENT_TYPE, content_type), (header::VARY, HeaderValue::from_static("accept"))];
+            (headers, text).into_response()
+        }
         _ => problem::response(StatusCode::INTERNAL_SERVER_ERROR, Problem::internal()),
     }
 }

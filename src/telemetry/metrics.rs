@@ -7,6 +7,7 @@
 mod process;
 mod registrations;
 mod series;
+mod text_format;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -431,6 +432,15 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// The figures in Prometheus' text format 0.0.4.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Metrics::encode`].
+    pub fn encode_text(&self) -> Result<String, fmt::Error> {
+        Ok(text_format::prometheus_text(&self.encode()?))
     }
 }
 

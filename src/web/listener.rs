@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use rustix::io::Errno;
 use room::{Activity, Phase, Room};
+use rustix::io::Errno;
 use timeout_io::{AnswerBody, TimeoutIo};
 
 use super::Web;
@@ -134,7 +134,8 @@ impl Listener {
             Lane::Main | Lane::HealthOnly => (limits.connections, WAITING_CONNECTIONS),
         };
         let room = Arc::new(Room::new(places));
-        let mut acceptor = Acceptor { web, lane, limits, metrics, connections, stop, room, waiting: VecDeque::new(), max_waiting };
+        let mut acceptor =
+            Acceptor { web, lane, limits, metrics, connections, stop, room, waiting: VecDeque::new(), max_waiting };
         let mut warned = None;
         loop {
             let accepted = tokio::select! {

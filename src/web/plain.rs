@@ -186,6 +186,39 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     matches.max().is_some_and(|(_, admits)| admits)
 }
 
+/// Whether the client asks for OpenMetrics by its name, and does not like Prometheus' text format better. A range with another version
+/// of either asks for something else.
+pub(super) fn prefers_open_metrics(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (mut open_metrics, mut text) = (0.0, (0, 0.0));
+    for range in values.flat_map(|value| split(value, ',')) {
+        let mut parts = split(range, ';').map(str::trim);
+        let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let (mut weight, mut version) = (1.0, None);
+        for (name, value) in parts.filter_map(|parameter| parameter.split_once('=')) {
+            match name.trim() {
+                "q" | "Q" => weight = value.trim().parse().ok().filter(|q| (0.0..=1.0_f32).contains(q)).unwrap_or(0.0),
+                name if name.eq_ignore_ascii_case("version") => version = Some(value.trim().trim_matches('"')),
+                _ => {}
+            }
+        }
+        let specificity = match (&*name, version) {
+            ("application/openmetrics-text", None | Some("1.0.0" | "0.0.1")) => {
+                open_metrics = f32::max(open_metrics, weight);
+                continue;
+            }
+            ("text/plain", None | Some("0.0.4")) => 3,
+            ("text/*", _) => 2,
+            ("*/*", _) => 1,
+            _ => continue,
+        };
+        if (specificity, weight) > text {
+            text = (specificity, weight);
+        }
+    }
+    open_metrics > 0.0 && open_metrics >= text.1
+}
+
 /// Splits a list outside of its quoted strings.
 fn split(value: &str, delimiter: char) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
@@ -221,6 +254,47 @@ mod tests {
             ("vscode-webview://id", "vscode-webview://id"),
         ] {
             assert_eq!(with_port(origin), expected);
+        }
+    }
+
+    #[test]
+    fn open_metrics_is_for_those_that_ask_for_it_and_like_nothing_better() {
+        for (accept, expected) in [
+            (None, false),
+            (Some(""), false),
+            (Some("*/*"), false),
+            (Some("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), false),
+            (Some("application/json"), false),
+            (Some("application/openmetrics-text"), true),
+            (Some("Application/OpenMetrics-Text; Version=1.0.0; charset=utf-8"), true),
+            (Some("application/openmetrics-text;version=2.0.0"), false),
+            (Some("application/openmetrics-text;q=0"), false),
+            (Some("application/openmetrics-text;q=0.5,text/plain;q=0.9"), false),
+            (Some("application/openmetrics-text;q=0.5,*/*"), false),
+            (Some("application/openmetrics-text;q=0.5,text/plain;q=0.4,*/*"), true),
+            // Prometheus 2 and 3.
+            (
+                Some(
+                    "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.25,*/*;q=0.1",
+                ),
+                true,
+            ),
+            (
+                Some(
+                    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                ),
+                true,
+            ),
+            // The same with `PrometheusText0.0.4` first among its `scrape_protocols`.
+            (
+                Some(
+                    "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,*/*;q=0.2",
+                ),
+                false,
+            ),
+        ] {
+            let value = accept.map(|accept| (header::ACCEPT, HeaderValue::from_static(accept)));
+            assert_eq!(prefers_open_metrics(&value.into_iter().collect()), expected, "{accept:?}");
         }
     }
 

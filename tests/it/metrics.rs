@@ -22,8 +22,7 @@ async fn metrics_are_on_the_management_port_alone() {
     let app = TestApp::spawn().await;
     let (status, content_type, text) = get(&app, app.metrics_address, "/metrics").await;
     assert_eq!(status, 200);
-    assert_eq!(content_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
-    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
     assert!(text.contains(concat!("mcp_server_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")), "{text}");
 
     for (address, path) in [
@@ -39,6 +38,45 @@ async fn metrics_are_on_the_management_port_alone() {
     }
     let post = app.http.post(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
     assert_eq!((post.status().as_u16(), &post.headers()["allow"]), (405, &"GET,HEAD".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn open_metrics_is_for_those_that_ask_and_text_has_the_same_figures() {
+    let app = TestApp::spawn().await;
+    app.until_ready().await;
+    app.call(Era::Legacy, "list_users", json!({})).await;
+    let ask = async |accept| {
+        let request = app.http.get(format!("http://{}/metrics", app.metrics_address)).header("accept", accept);
+        let answer = request.send().await.unwrap();
+        (answer.headers()["content-type"].to_str().unwrap().to_owned(), answer.text().await.unwrap())
+    };
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    let (content_type, open_metrics) = ask(prometheus).await;
+    assert_eq!(content_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(open_metrics.ends_with("# EOF\n"), "{open_metrics}");
+    let (content_type, text) = ask("text/html,application/xml;q=0.9,*/*;q=0.8").await;
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+
+    let series = |text: &str| -> Vec<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    assert_eq!(series(&text), series(&open_metrics));
+    // Each sample follows the type of its family, which in this format has the name of a counter's samples.
+    let (mut family, mut kind) = ("", "");
+    for line in text.lines() {
+        if let Some(typed) = line.strip_prefix("# TYPE ") {
+            (family, kind) = typed.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", family.ends_with("_total"), "{line}");
+        } else if let Some(comment) = line.strip_prefix('#') {
+            assert!(comment.starts_with(" HELP "), "{line}");
+        } else {
+            let suffix = line.split(['{', ' ']).next().unwrap().strip_prefix(family).unwrap();
+            assert_eq!(kind == "histogram", ["_bucket", "_count", "_sum"].contains(&suffix), "{line}");
+            assert!(kind == "histogram" || suffix.is_empty(), "{line}");
+        }
+    }
 }
 
 /// Everything that can happen to a call, a request and an attempt, and the figures that must add up to it.
@@ -253,7 +291,7 @@ async fn metrics_are_answered_while_the_main_listener_takes_nothing_more() {
         assert_eq!(refused.status(), 503);
         let answer = elsewhere.get(format!("http://{}/metrics", app.metrics_address)).send().await.unwrap();
         assert_eq!(answer.status(), 200);
-        assert!(answer.text().await.unwrap().ends_with("# EOF\n"));
+        assert!(answer.text().await.unwrap().contains("\nmcp_server_ready 1"));
     }
     let scrape = app.scrape().await;
     for limit in ["connections", "server", "tool", "backend"] {

@@ -134,9 +134,10 @@ impl TestApp {
             .await;
     }
 
-    /// What the management listener prints.
+    /// What the management listener prints for those that ask for OpenMetrics.
     pub async fn metrics(&self) -> String {
-        let answer = self.http.get(format!("http://{}/metrics", self.metrics_address)).send().await.unwrap();
+        let request = self.http.get(format!("http://{}/metrics", self.metrics_address));
+        let answer = request.header("accept", "application/openmetrics-text").send().await.unwrap();
         answer.text().await.unwrap()
     }
 
