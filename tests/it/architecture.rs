@@ -46,7 +46,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["backoff"], &["src/backend/retry.rs"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
     (&["procfs"], &["src/telemetry/metrics/process.rs"]),
-    (&["rustix"], &["src/telemetry/audit/room.rs"]),
+    (&["rustix"], &["src/app/descriptors.rs", "src/telemetry/audit/room.rs", "src/web/listener.rs"]),
     (&["tracing_subscriber"], &["src/telemetry/logs", "src/settings/parse.rs"]),
     (&["tracing_core", "tracing_log"], &["src/telemetry/logs"]),
     (&["opentelemetry_proto", "prost"], &["src/telemetry/spans"]),

@@ -318,11 +318,11 @@ async fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
 async fn where_files_run_out_there_is_a_warning_and_the_longest_idle_connections_make_room() {
     let stand_ins = StandIns::start(DemoOptions::default()).await.unwrap();
     let program = Program::serve(&stand_ins).env("REQUEST_HEADER_TIMEOUT", "600").max_open_files(64, 100);
-    let server = program.start();
+    let server = program.env("BACKEND_MAX_CONCURRENCY", "100").start();
     let client = server.client().await;
     let warning = parsed(&server.stdout.line("process.needed_fds").await);
     assert_eq!((&warning["level"], &warning["process.max_fds"]), (&json!("WARNING"), &json!(100)), "{warning}");
-    assert_eq!(warning["process.needed_fds"], 1_024 + 1_024 + 2 * 64 + 512 + 128, "{warning}");
+    assert_eq!(warning["process.needed_fds"], 1_024 + 1_024 + 2 * 64 + 100 + 128, "{warning}");
     let mut crowd = Vec::new();
     for _ in 0..200 {
         crowd.push(TcpStream::connect(client.address).await.unwrap());
