@@ -174,7 +174,7 @@ fn is_plain(character: char) -> bool {
 }
 
 /// Whether the character shows nothing by itself, or changes the order in which others are shown.
-fn is_invisible(character: char) -> bool {
+pub fn is_invisible(character: char) -> bool {
     // Prepended_Concatenation_Mark: format controls that are drawn, around the digits that follow.
     let is_drawn = || {
         matches!(

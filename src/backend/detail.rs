@@ -9,6 +9,8 @@ use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::visible::is_invisible;
+
 /// At most so many bytes of a body are kept to look at.
 pub(super) const KEPT_BYTES: usize = 8 * 1024;
 
@@ -52,7 +54,7 @@ pub(super) fn shown(text: &str, longest: usize) -> Box<str> {
     let mut length = 0;
     for character in text.chars() {
         let before = shown.len();
-        if character.is_control() || is_invisible(character) {
+        if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') || is_invisible(character) {
             shown.extend(character.escape_default());
         } else {
             shown.push(character);
@@ -81,24 +83,6 @@ fn without_tokens(text: &str) -> String {
     }
     kept.push_str(rest);
     kept
-}
-
-/// Whether it shows nothing, or changes how others are shown.
-fn is_invisible(character: char) -> bool {
-    matches!(
-        character,
-        '\u{AD}'
-            | '\u{61C}'
-            | '\u{180B}'..='\u{180F}'
-            | '\u{200B}'..='\u{200F}'
-            | '\u{2028}'..='\u{202E}'
-            | '\u{2060}'..='\u{206F}'
-            | '\u{FE00}'..='\u{FE0F}'
-            | '\u{FEFF}'
-            | '\u{FFF9}'..='\u{FFFB}'
-            | '\u{1D173}'..='\u{1D17A}'
-            | '\u{E0000}'..='\u{E0FFF}'
-    )
 }
 
 /// Puts the members of an object into their places, the first of each name.
@@ -154,6 +138,7 @@ mod tests {
         for (text, expected) in [
             ("two\nlines\tand \u{1b}[31mred", "two\\nlines\\tand \\u{1b}[31mred".to_owned()),
             ("a\u{202e}b\u{200b}c\u{e0041}", "a\\u{202e}b\\u{200b}c\\u{e0041}".to_owned()),
+            ("a\u{34f}b\u{3164}c\u{e01f0}", "a\\u{34f}b\\u{3164}c\\u{e01f0}".to_owned()),
             ("Ärger mit 日本", "Ärger mit 日本".to_owned()),
             (&format!("the token {token}, again {token}"), "the token [token], again [token]".to_owned()),
             ("heyJude", "heyJude".to_owned()),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::trace::{TraceId, write_hex};
+use crate::visible::is_invisible;
 
 /// Text in the making. That it is UTF-8 follows from what is put in, and nobody has to look again.
 #[derive(Debug, Clone, Default)]
@@ -155,11 +156,15 @@ impl Text {
                 '\t' => "\\t",
                 // C1 controls and line separators are legal JSON, and still move terminals and split lines.
                 control if control.is_control() || matches!(control, '\u{2028}' | '\u{2029}') => "",
+                // What is invisible hides text from whoever reads the log, or shows it in another order.
+                hidden if is_invisible(hidden) => "",
                 _ => continue,
             };
             self.push(text.get(clean..at).unwrap_or_default());
             if escape.is_empty() {
-                let _ = write!(self, "\\u{:04x}", u32::from(character));
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(self, "\\u{unit:04x}");
+                }
             } else {
                 self.push(escape);
             }

@@ -11,11 +11,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tools", &["auth", "backend", "json", "memory", "problem", "telemetry", "visible"]),
     ("check", &["auth", "backend", "identity", "settings", "telemetry"]),
     ("auth", &["problem", "settings", "telemetry"]),
-    ("backend", &["identity", "json", "memory", "settings", "telemetry"]),
+    ("backend", &["identity", "json", "memory", "settings", "telemetry", "visible"]),
     ("identity", &["settings"]),
     ("demo", &["settings"]),
     ("settings", &[]),
-    ("telemetry", &["problem", "settings"]),
+    ("telemetry", &["problem", "settings", "visible"]),
     ("json", &[]),
     ("memory", &[]),
     ("problem", &["telemetry", "visible"]),
@@ -34,6 +34,8 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     ("telemetry", "problem", &["ErrorCode"]),
     ("telemetry", "settings", &["AuditSettings", "LogSettings", "RootSampler", "Sampling", "TraceSettings"]),
     ("problem", "telemetry", &["trace::TraceId"]),
+    ("backend", "visible", &["is_invisible"]),
+    ("telemetry", "visible", &["is_invisible"]),
 ];
 
 /// Crates that are the affair of some rooms only.

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::tests::log_of;
+use crate::visible::is_invisible;
 
 /// What the contract wants in every line.
 const FIELDS: [&str; 8] = ["timestamp", "level", "logger", "message", "module", "function", "line", "trace_id"];
@@ -13,6 +14,7 @@ fn hostile() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
         "[\"\\\\/{}\\[\\],:\u{0}-\u{1f}\u{7f}-\u{9f}\u{2028}\u{2029}\u{1b}ü🦀a]{0,40}",
+        "[a\u{ad}\u{34f}\u{61c}\u{200b}-\u{200f}\u{202a}-\u{202e}\u{2066}-\u{2069}\u{fe0f}\u{feff}\u{e0001}-\u{e01ef}]{0,20}",
         "(\\\\|\"|\r\n|\u{1b}\\[31m|\"\\}\n\\{\"level\":\"FATAL\"){0,6}",
         "[ -~]{0,60}",
     ]
@@ -23,6 +25,7 @@ fn the_line(text: &str) -> Value {
     let line = text.strip_suffix('\n').unwrap_or_else(|| panic!("no end of line: {text:?}"));
     let splits = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     assert!(!line.contains(splits), "something in {line:?} can move a terminal or split a line");
+    assert!(!line.contains(is_invisible), "something in {line:?} is hidden, or shows text in another order");
     let read: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     for field in FIELDS {
         assert!(!read[field].is_null(), "{field} in {line}");
