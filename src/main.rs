@@ -246,21 +246,40 @@ fn demo(options: &mcp_server::app::demo::Options) -> Result<(), ExitCode> {
         .map_err(fail)
 }
 
-/// SIGTERM, as Kubernetes sends it, and SIGINT, as a terminal does.
+/// SIGTERM, as Kubernetes sends it, SIGINT, as a terminal does, and SIGHUP, as a terminal that is closed does.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` under `nohup`, which asks us to ignore it.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
     async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = hangup => {}
         }
     }
+}
+
+/// Whether whoever started the process has set SIGHUP to be ignored. Where there is no `/proc`, nobody has.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // SIGHUP is signal 1, and has the lowest bit.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }

@@ -35,7 +35,7 @@ fn delayed(seconds: f64) -> [FaultRule; 1] {
 
 #[tokio::test]
 async fn a_signal_drains_answers_what_is_in_flight_and_ends_with_0() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let stand_ins = stand_ins().await;
         let server = Program::serve(&stand_ins).env("DRAIN_DELAY", "0.5").start();
         let client = server.client().await;
@@ -59,6 +59,25 @@ async fn a_signal_drains_answers_what_is_in_flight_and_ends_with_0() {
         assert!(finished.stderr.is_empty(), "{finished:#?}");
         assert_eq!(finished.log().last().unwrap()["message"], "stopped");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_was_started_under_nohup_outlives_its_terminal() {
+    let stand_ins = stand_ins().await;
+    let server = Program::serve(&stand_ins).under_nohup().start();
+    let client = server.client().await;
+    client.until_ready().await;
+    stand_ins.backend.set_fault(delayed(1.0));
+    let slow = call_in_flight(&stand_ins, &client, "get_user_profile", user()).await;
+    server.signal("HUP");
+    // Another signal, so that the first has been seen when this one has.
+    server.signal("USR1");
+    server.stdout.line("the log is at DEBUG from now on").await;
+    assert_eq!(client.readiness().await.0, 200);
+    assert_eq!(slow.await.unwrap().structured()["id"], "42");
+    server.signal("TERM");
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
 }
 
 #[tokio::test]

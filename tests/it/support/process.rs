@@ -90,13 +90,27 @@ impl Program {
 
     /// Limits how large the files are that it writes, in bytes, until [`Running::lift_file_size_limit`].
     #[must_use]
-    pub fn file_size_limit(mut self, bytes: u64) -> Self {
-        let mut limited = Command::new("prlimit");
-        limited.arg(format!("--fsize={bytes}:")).arg("--").arg(self.command.get_program());
-        limited.args(self.command.get_args()).env_clear().current_dir(self.folder.path());
-        limited.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.command = limited;
+    pub fn file_size_limit(self, bytes: u64) -> Self {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.arg(format!("--fsize={bytes}:")).arg("--");
+        self.run_by(prlimit)
+    }
+
+    /// With SIGHUP ignored, as `nohup` starts programs.
+    #[must_use]
+    pub fn under_nohup(self) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+        self.run_by(shell)
+    }
+
+    /// Lets another program start it, which gets its command line as the last arguments.
+    fn run_by(mut self, mut starter: Command) -> Self {
+        starter.arg(self.command.get_program()).args(self.command.get_args());
+        starter.env_clear().current_dir(self.folder.path());
+        starter.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        starter.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = starter;
         self
     }
 
