@@ -30,7 +30,7 @@ use crate::telemetry::logs;
 use crate::telemetry::metrics::{Capacity, Figure, Kind, Metrics};
 use crate::telemetry::spans::Spans;
 use crate::tools::{TOOL_NAMES, ToolServer, Wiring};
-use crate::web::{Guard, Health, Lane, Limits, Listener, Web};
+use crate::web::{Guard, Health, Lane, Limits, Listener, Stop, Web};
 
 /// How often the backend's health is asked, for all the probes together.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
@@ -38,7 +38,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 /// What calls get to say that they ran out of time, once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
+/// What is left gets to end after its connections were cut. Nothing in it waits for anything any more.
+const AFTER_CUT: Duration = Duration::from_millis(250);
 /// What the audit file and the collector of traces get to take what is left, once all calls are over.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -54,6 +55,8 @@ pub struct App {
     audit: Arc<Audit>,
     spans: Option<Spans>,
     out_of_time: CancellationToken,
+    /// Everything that has to end before the audit file is closed: connections, calls, and writes whose clients have left.
+    tracker: TaskTracker,
     drain_delay: Duration,
     shutdown_grace: Duration,
 }
@@ -134,7 +137,7 @@ impl App {
         let has_tokens = move || identity.is_healthy() && verifier.as_ref().is_none_or(|verifier| verifier.is_ready());
         let health = Arc::new(Health::new(has_tokens, settings.backend.check_in_readiness));
         let _ = observed.health.set(Arc::clone(&health));
-        let out_of_time = CancellationToken::new();
+        let (out_of_time, tracker) = (CancellationToken::new(), TaskTracker::new());
         let wiring = Wiring {
             backend: Arc::clone(&backend),
             metrics: Arc::clone(&metrics),
@@ -143,6 +146,7 @@ impl App {
             max_in_flight_per_tool: settings.web.max_in_flight_per_tool,
             tell_causes: settings.log.debug,
             out_of_time: out_of_time.clone(),
+            tracker: tracker.clone(),
         };
         let tools = ToolServer::new(wiring, |tool, writes| settings.tools.allows(tool, writes));
         let guard = inbound.map(|(inbound, verifier)| {
@@ -161,6 +165,7 @@ impl App {
             audit,
             spans,
             out_of_time,
+            tracker,
             drain_delay: settings.web.drain_delay,
             shutdown_grace: settings.web.shutdown_grace,
         })
@@ -180,8 +185,9 @@ impl App {
     ///
     /// 1. `/health/ready` answers 503 `draining`, and every answer closes its connection;
     /// 2. for `DRAIN_DELAY`, new calls are still answered, while the endpoint lists of load balancers catch up;
-    /// 3. nothing new is accepted; calls in flight have until `SHUTDOWN_GRACE` after the signal;
-    /// 4. what is left is answered as TIMEOUT_ERROR.
+    /// 3. nothing new is accepted; calls in flight, and writes whose clients have left, have until `SHUTDOWN_GRACE` after the signal;
+    /// 4. what is left is answered as TIMEOUT_ERROR; connections that are open still are cut;
+    /// 5. once every call has its record, the audit file is closed.
     ///
     /// # Errors
     ///
@@ -192,8 +198,7 @@ impl App {
 
     fn start(self) -> Serving {
         info!(server.address = %self.address().ip(), server.port = self.address().port(), "serving MCP on http://{}/mcp", self.address());
-        let stop_accepting = CancellationToken::new();
-        let connections = TaskTracker::new();
+        let stop = Stop::default();
         let mut tasks = JoinSet::new();
         let mut listen = |listener: Listener, lane, connections: TaskTracker, stop| {
             let (web, limits, metrics) = (Arc::clone(&self.web), self.limits.clone(), Arc::clone(&self.metrics));
@@ -203,11 +208,11 @@ impl App {
                 "accept connections"
             });
         };
-        listen(self.main, Lane::Main, connections.clone(), stop_accepting.clone());
+        listen(self.main, Lane::Main, self.tracker.clone(), stop.clone());
         if let Some(management) = self.management {
             info!("serving metrics on http://{}/metrics", management.address());
             // Never told to stop: it answers until the process ends.
-            listen(management, Lane::Management, TaskTracker::new(), CancellationToken::new());
+            listen(management, Lane::Management, TaskTracker::new(), Stop::default());
         }
         if self.health.checks_backend() {
             let (backend, health, metrics) = (self.backend, Arc::clone(&self.health), Arc::clone(&self.metrics));
@@ -223,8 +228,8 @@ impl App {
         });
         Serving {
             tasks,
-            connections,
-            stop_accepting,
+            tracker: self.tracker,
+            stop,
             health: self.health,
             audit: self.audit,
             spans: self.spans,
@@ -239,8 +244,9 @@ impl App {
 struct Serving {
     /// Tasks that never end by themselves; each gives its name if it does.
     tasks: JoinSet<&'static str>,
-    connections: TaskTracker,
-    stop_accepting: CancellationToken,
+    /// Everything that has to end before the audit file is closed.
+    tracker: TaskTracker,
+    stop: Stop,
     health: Arc<Health>,
     audit: Arc<Audit>,
     spans: Option<Spans>,
@@ -262,17 +268,17 @@ impl Serving {
             self.drain_delay, self.shutdown_grace
         );
         tokio::time::sleep(self.drain_delay).await;
-        self.stop_accepting.cancel();
-        self.connections.close();
-        let in_time = tokio::time::timeout_at(stopping_since + self.shutdown_grace, self.connections.wait()).await;
+        self.stop.gracefully.cancel();
+        self.tracker.close();
+        let in_time = tokio::time::timeout_at(stopping_since + self.shutdown_grace, self.tracker.wait()).await;
         if in_time.is_err() {
-            warn!(
-                "{} connections are still busy after {:?}: giving up on their calls",
-                self.connections.len(),
-                self.shutdown_grace
-            );
+            warn!("connections or calls are still busy after {:?}: giving up on the calls", self.shutdown_grace);
             self.out_of_time.cancel();
-            let _ = tokio::time::timeout(LAST_WORDS, self.connections.wait()).await;
+            if tokio::time::timeout(LAST_WORDS, self.tracker.wait()).await.is_err() {
+                // No call may begin or end any more when the audit file is closed.
+                self.stop.at_once.cancel();
+                let _ = tokio::time::timeout(AFTER_CUT, self.tracker.wait()).await;
+            }
         }
         let flush = async {
             if let Some(spans) = &self.spans {

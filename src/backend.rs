@@ -165,6 +165,8 @@ pub struct Call {
     attempt_status: AtomicU16,
     /// The `Idempotency-Key` of its write, once that was about to be sent.
     idempotency_key: OnceLock<String>,
+    /// Whether that write may have been applied, as far as is known now. Shared with [`Write`].
+    unsettled: OnceLock<Arc<AtomicBool>>,
     at_backend_micros: AtomicU64,
     /// The memory of its result.
     memory: Lease,
@@ -189,6 +191,11 @@ impl Call {
     /// The `Idempotency-Key` that went along with its write, if there was one.
     pub fn idempotency_key(&self) -> Option<&str> {
         self.idempotency_key.get().map(String::as_str)
+    }
+
+    /// Whether it has sent a write that the backend may have applied, and no answer has said otherwise. Also true of one that succeeded.
+    pub fn may_have_written(&self) -> bool {
+        self.unsettled.get().is_some_and(|unsettled| unsettled.load(Relaxed))
     }
 
     /// Where it is traced, if it is.
@@ -240,6 +247,9 @@ struct Write {
     doubtful: AtomicBool,
     /// Set when the backend answered an attempt with a status that says it was applied, whatever became of the rest of the answer.
     applied: AtomicBool,
+    /// Set with `sent`, and cleared when an attempt has ended and none so far can have been applied: what is true of a call that is
+    /// dropped half-way.
+    unsettled: Arc<AtomicBool>,
 }
 
 impl BackendClient {
@@ -350,6 +360,7 @@ impl BackendClient {
             status: AtomicU16::new(0),
             attempt_status: AtomicU16::new(0),
             idempotency_key: OnceLock::new(),
+            unsettled: OnceLock::new(),
             at_backend_micros: AtomicU64::new(0),
             memory: self.memory.lease(SMALL_ANSWER),
         }
@@ -565,6 +576,9 @@ impl BackendClient {
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(self.fail(request, Failure::Timeout(call.timeout))),
         };
+        if let (Some(write), Err(error)) = (&request.write, &answer) {
+            write.unsettled.store(error.unknown_write.is_some(), Relaxed);
+        }
         asking.outcome = answer.as_ref().err().map_or(Exchange::Success, |error| error.failure.exchange());
         answer
     }
@@ -590,6 +604,7 @@ impl BackendClient {
         let mut outgoing = Request::new(method, request.url.clone());
         if let Some(write) = &request.write {
             call.idempotency_key.get_or_init(|| write.key.clone());
+            call.unsettled.get_or_init(|| Arc::clone(&write.unsettled));
             // An earlier attempt was refused or never left, or there would be no other; unless the backend tells repetitions apart.
             if !self.idempotent_creates {
                 write.sent.store(false, Relaxed);
@@ -740,6 +755,7 @@ impl Outgoing {
             sent: Arc::default(),
             doubtful: AtomicBool::default(),
             applied: AtomicBool::default(),
+            unsettled: Arc::default(),
         };
         Self { route, url, write: Some(write), status: AtomicU16::new(0) }
     }
@@ -828,11 +844,13 @@ async fn drain(call: &Call, mut response: Response, mut kept: Option<&mut Vec<u8
 struct WitnessedBody {
     data: Option<Bytes>,
     sent: Arc<AtomicBool>,
+    unsettled: Arc<AtomicBool>,
 }
 
 impl WitnessedBody {
     fn of(write: &Write) -> Self {
-        Self { data: Some(write.body.clone()), sent: Arc::clone(&write.sent) }
+        let (sent, unsettled) = (Arc::clone(&write.sent), Arc::clone(&write.unsettled));
+        Self { data: Some(write.body.clone()), sent, unsettled }
     }
 }
 
@@ -845,6 +863,7 @@ impl Body for WitnessedBody {
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.sent.store(true, Relaxed);
+        self.unsettled.store(true, Relaxed);
         Poll::Ready(self.data.take().map(|data| Ok(Frame::data(data))))
     }
 

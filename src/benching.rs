@@ -17,6 +17,7 @@ use futures_util::FutureExt as _;
 use http::HeaderMap;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{Dispatch, Level};
 use url::Url;
 
@@ -55,6 +56,7 @@ impl Default for Inside {
             max_in_flight_per_tool: 512,
             tell_causes: false,
             out_of_time: CancellationToken::new(),
+            tracker: TaskTracker::new(),
         };
         let mut extensions = http::Extensions::new();
         extensions.insert(Caller::unauthenticated([127, 0, 0, 1].into()));

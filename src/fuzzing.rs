@@ -15,6 +15,7 @@ use http_body::Frame;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, BackendClient, Failure, Route};
 use crate::identity::simulated;
@@ -51,6 +52,7 @@ impl Bench {
             max_in_flight_per_tool: 512,
             tell_causes: false,
             out_of_time: CancellationToken::new(),
+            tracker: TaskTracker::new(),
         };
         let tools = ToolServer::new(wiring, |_, _| true);
         let settings = WebSettings {

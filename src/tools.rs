@@ -42,6 +42,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use validator::Validate;
 
 use crate::auth::{Caller, Permission};
@@ -201,6 +202,8 @@ struct Shared {
     tell_causes: bool,
     /// Cancelled when the grace of a shutdown is over: what still runs is answered as TIMEOUT_ERROR.
     out_of_time: CancellationToken,
+    /// What the stop waits for: calls until their end is recorded, and the tasks of writes.
+    tracker: TaskTracker,
     info: ServerConfig,
     /// `_meta` of every result in the 2026-07-28 era.
     result_meta: MetaObject,
@@ -224,13 +227,16 @@ pub struct Wiring {
     pub tell_causes: bool,
     /// Cancelled when the grace of a shutdown is over: what still runs is answered as TIMEOUT_ERROR.
     pub out_of_time: CancellationToken,
+    /// What the stop waits for, before the audit file is closed.
+    pub tracker: TaskTracker,
 }
 
 impl ToolServer {
     /// Builds what every call shares, the table of tools included: a schema that cannot be used shows here, at start.
     /// `switched_on` tells of a tool, by its name and whether it changes something, whether it exists for anybody.
     pub fn new(wiring: Wiring, switched_on: impl Fn(&str, bool) -> bool) -> Self {
-        let Wiring { backend, metrics, audit, spans, max_in_flight_per_tool, tell_causes, out_of_time } = wiring;
+        let Wiring { backend, metrics, audit, spans, max_in_flight_per_tool, tell_causes, out_of_time, tracker } =
+            wiring;
         LazyLock::force(&TOOLS);
         let switched_on =
             TOOLS.each_ref().map(|entry| switched_on(&entry.definition.name, entry.effect != Effect::Reads));
@@ -255,6 +261,7 @@ impl ToolServer {
             room,
             tell_causes,
             out_of_time,
+            tracker,
             info,
             result_meta,
             result_meta_json,

@@ -49,7 +49,7 @@ use plain::Refused;
 
 pub use guard::Guard;
 pub use health::Health;
-pub use listener::{Lane, Limits, Listener};
+pub use listener::{Lane, Limits, Listener, Stop};
 
 use crate::auth::{Caller, Refusal, StepUp};
 use crate::json;

@@ -48,7 +48,7 @@ pub struct Event {
     pub arguments: Option<Digest>,
     /// Whether the caller may do this.
     pub decision: Decision,
-    /// What came of it: `ok`, `cancelled`, or the code of an error.
+    /// What came of it: `ok`, `cancelled`, `unknown` (a write that was sent and given up), or the code of an error.
     pub outcome: &'static str,
     /// The status of the backend's last answer.
     pub backend_status: Option<u16>,

@@ -109,14 +109,17 @@ pub enum Outcome {
     Ok,
     /// Nobody was left to read the end.
     Cancelled,
+    /// The server gave up a write that it had sent: whether the backend applied it is not known.
+    Unknown,
     /// With an error object.
     Failed(ErrorCode),
 }
 
 impl Outcome {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Ok,
         Self::Cancelled,
+        Self::Unknown,
         Self::Failed(ErrorCode::ValidationError),
         Self::Failed(ErrorCode::ServiceError),
         Self::Failed(ErrorCode::AuthenticationError),
@@ -129,6 +132,7 @@ impl Outcome {
         match self {
             Self::Ok => "ok",
             Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
             Self::Failed(code) => code.as_str(),
         }
     }
@@ -212,9 +216,10 @@ impl Fault {
 }
 
 /// The ends that a call can come to, each with whose fault it is.
-const ENDS: [(Outcome, Fault); 8] = [
+const ENDS: [(Outcome, Fault); 9] = [
     (Outcome::Ok, Fault::None),
     (Outcome::Cancelled, Fault::Caller),
+    (Outcome::Unknown, Fault::Server),
     (Outcome::Failed(ErrorCode::ValidationError), Fault::Caller),
     (Outcome::Failed(ErrorCode::ServiceError), Fault::Backend),
     (Outcome::Failed(ErrorCode::ServiceError), Fault::Server),
@@ -505,6 +510,7 @@ mod tests {
         for (outcome, backend_declared, fault) in [
             (Outcome::Ok, false, "none"),
             (Outcome::Cancelled, false, "caller"),
+            (Outcome::Unknown, false, "server"),
             (Outcome::Failed(ErrorCode::ValidationError), false, "caller"),
             (Outcome::Failed(ErrorCode::ServiceError), true, "backend"),
             (Outcome::Failed(ErrorCode::ServiceError), false, "server"),

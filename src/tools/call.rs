@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use rmcp::RoleServer;
 use rmcp::model::{JsonObject, MetaObject, ProtocolVersion, RequestId};
 use rmcp::service::RequestContext;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument as _, Level};
 
 use super::answer::ResultText;
@@ -114,25 +115,47 @@ impl ToolServer {
     pub(super) async fn finish(&self, entry: &'static Entry, arguments: JsonObject, origin: Origin) -> Ended {
         let trace = origin.trace.clone();
         let ending = self.ending(entry, &arguments, origin);
-        let call = self.clone().execute(entry, ending, arguments).instrument(trace.span().clone());
+        let call = Arc::clone(&ending.call);
+        let running = self.clone().execute(entry, ending, arguments).instrument(trace.span().clone());
         let ended = match entry.effect {
             Effect::Reads => tokio::select! {
                 biased;
-                ended = call => Some(ended),
+                ended = running => Ok(ended),
                 // Dropping the call drops its backend request; its ending is written all the same.
-                () = self.shared.out_of_time.cancelled() => None,
+                () = self.shared.out_of_time.cancelled() => Err(out_of_time(false)),
             },
-            // A write that has begun is finished, so that its outcome stands in the log, even when nobody waits any more.
-            Effect::Adds => {
-                let task = tokio::spawn(call);
-                tokio::select! {
-                    biased;
-                    ended = task => ended.ok(),
-                    () = self.shared.out_of_time.cancelled() => None,
-                }
-            }
+            Effect::Adds => self.finish_write(running, &call).await,
         };
-        ended.unwrap_or_else(|| Err(out_of_time(entry.effect == Effect::Adds).traced(trace.context().trace_id())))
+        ended.unwrap_or_else(|problem| Err(problem.traced(trace.context().trace_id())))
+    }
+
+    /// Runs a write in a task of its own: a client that leaves does not end it, and the stop waits for it. Fails when it was given up, or
+    /// panicked.
+    async fn finish_write(
+        &self,
+        running: impl Future<Output = Ended> + Send + 'static,
+        call: &Call,
+    ) -> Result<Ended, Problem> {
+        let gave_up = self.shared.out_of_time.clone();
+        let task = self.shared.tracker.spawn(async move {
+            // Nothing is sent that could not be waited for.
+            if gave_up.is_cancelled() {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                ended = running => Some(ended),
+                () = gave_up.cancelled() => None,
+            }
+        });
+        match task.await {
+            Ok(Some(ended)) => Ok(ended),
+            Ok(None) => Err(out_of_time(call.may_have_written())),
+            Err(_panic) => {
+                self.shared.metrics.panicked();
+                Err(panicked(call))
+            }
+        }
     }
 
     /// Runs one call to its end and writes down how it ended, whatever the end is.
@@ -148,7 +171,7 @@ impl ToolServer {
         let run = (entry.run)(entry, self.clone(), Arc::clone(&ending.call), arguments);
         let result = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_panic| {
             self.shared.metrics.panicked();
-            Err(Problem::internal())
+            Err(panicked(&ending.call))
         });
         match result {
             Ok(json) => {
@@ -178,8 +201,16 @@ impl ToolServer {
             origin,
             started,
             recorded: false,
+            _tracked: self.shared.tracker.token(),
         }
     }
+}
+
+/// What a caller is told when their call has panicked.
+fn panicked(call: &Call) -> Problem {
+    let mut problem = Problem::internal();
+    problem.details.outcome = call.may_have_written().then_some("unknown");
+    problem
 }
 
 /// The name of a revision of MCP that exists.
@@ -219,6 +250,8 @@ struct Ending {
     slot: Slot,
     started: Instant,
     recorded: bool,
+    /// Keeps the audit open until the end is recorded. rmcp runs calls in tasks of its own, which may outlive their connection.
+    _tracked: TaskTrackerToken,
 }
 
 impl Ending {
@@ -289,6 +322,7 @@ impl Ending {
         let (level, verb) = match outcome {
             Outcome::Ok => (Level::INFO, "succeeded"),
             Outcome::Cancelled => (Level::INFO, "was given up because its client left"),
+            Outcome::Unknown => (Level::WARN, "was given up by the server after it was sent: its outcome is unknown"),
             Outcome::Failed(ErrorCode::ValidationError) => (Level::INFO, "was refused with VALIDATION_ERROR"),
             Outcome::Failed(ErrorCode::ServiceError) => (Level::WARN, "failed with SERVICE_ERROR"),
             Outcome::Failed(ErrorCode::AuthenticationError) => (Level::WARN, "failed with AUTHENTICATION_ERROR"),
@@ -303,8 +337,16 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         if !self.recorded {
-            let stopped = self.shared.out_of_time.is_cancelled();
-            self.write(if stopped { Outcome::Failed(ErrorCode::TimeoutError) } else { Outcome::Cancelled }, None);
+            let outcome = if std::thread::panicking() {
+                Outcome::Failed(ErrorCode::InternalError)
+            } else if self.call.may_have_written() {
+                Outcome::Unknown
+            } else if self.shared.out_of_time.is_cancelled() {
+                Outcome::Failed(ErrorCode::TimeoutError)
+            } else {
+                Outcome::Cancelled
+            };
+            self.write(outcome, None);
         }
     }
 }
@@ -315,6 +357,7 @@ pub(super) mod tests {
 
     use serde_json::{Value, json};
     use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::backend::BackendClient;
@@ -338,6 +381,7 @@ pub(super) mod tests {
             max_in_flight_per_tool,
             tell_causes: false,
             out_of_time: CancellationToken::new(),
+            tracker: TaskTracker::new(),
         };
         ToolServer::new(wiring, |_, _| true)
     }
@@ -356,6 +400,7 @@ pub(super) mod tests {
             origin,
             started: Instant::now(),
             recorded: false,
+            _tracked: server.shared.tracker.token(),
         }
     }
 
@@ -431,6 +476,30 @@ pub(super) mod tests {
                 assert!(figures.contains(&ended), "{ended}: {figures}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_the_task_of_a_write_is_our_fault_and_the_call_is_recorded_before_the_stop_goes_on() {
+        let server = server(1);
+        let ending = ending(&server, 0);
+        let call = Arc::clone(&ending.call);
+        server.shared.tracker.close();
+        assert!(server.shared.tracker.wait().now_or_never().is_none(), "a call is waited for");
+        let result = server
+            .finish_write(
+                async move {
+                    let _ending = ending;
+                    panic!("a bug beside the tool")
+                },
+                &call,
+            )
+            .await;
+        assert_eq!(result.unwrap_err().error, ErrorCode::InternalError);
+        assert!(server.shared.tracker.wait().now_or_never().is_some(), "the call has ended");
+        let figures = server.shared.metrics.encode().unwrap();
+        let ended =
+            r#"mcp_server_calls_total{gen_ai_tool_name="create_ticket",outcome="INTERNAL_ERROR",fault="server"} 1"#;
+        assert!(figures.contains(ended) && figures.contains("mcp_server_panics_total 1"), "{figures}");
     }
 
     #[tokio::test]

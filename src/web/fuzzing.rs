@@ -5,9 +5,8 @@ use std::net::Ipv4Addr;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::sync::CancellationToken;
 
-use super::listener::Connection;
+use super::listener::{Connection, Stop};
 use super::*;
 
 const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -33,7 +32,7 @@ pub(crate) async fn converse(web: &Arc<Web>, limits: &Limits, pieces: &[&[u8]], 
         let _ = answers.read_to_end(&mut heard).await;
         heard
     };
-    tokio::join!(connection.serve(server, CancellationToken::new()), ask, listen).2
+    tokio::join!(connection.serve(server, Stop::default()), ask, listen).2
 }
 
 /// One request to the endpoint, as it comes from a connection.

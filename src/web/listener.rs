@@ -84,6 +84,15 @@ pub enum Lane {
     HealthOnly,
 }
 
+/// How connections are told to end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Nothing more is accepted; each connection answers what has been asked by then, and closes.
+    pub gracefully: CancellationToken,
+    /// After that: connections that are open still are dropped, with the requests in them.
+    pub at_once: CancellationToken,
+}
+
 /// A bound socket.
 pub struct Listener {
     tcp: TcpListener,
@@ -116,7 +125,7 @@ impl Listener {
         self.address
     }
 
-    /// Accepts until `stop` is cancelled. Connections run as tasks of `connections`; when `stop` comes they finish the request
+    /// Accepts until `stop` comes. Connections run as tasks of `connections`; when `stop` comes they finish the request
     /// that they are at and close.
     pub async fn serve(
         self,
@@ -125,7 +134,7 @@ impl Listener {
         limits: Limits,
         metrics: Arc<Metrics>,
         connections: TaskTracker,
-        stop: CancellationToken,
+        stop: Stop,
     ) {
         // The loop is one of the tasks that the stop waits for, so that none is missed that it spawns.
         let _accepting = connections.token();
@@ -140,7 +149,7 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = acceptor.stop.cancelled() => break,
+                () = acceptor.stop.gracefully.cancelled() => break,
                 accepted = self.tcp.accept() => accepted,
             };
             match accepted {
@@ -176,7 +185,7 @@ struct Acceptor {
     limits: Limits,
     metrics: Arc<Metrics>,
     connections: TaskTracker,
-    stop: CancellationToken,
+    stop: Stop,
     room: Arc<Room>,
     /// Connections without a place, the oldest first, and some that got one or ended.
     waiting: VecDeque<Weak<Activity>>,
@@ -188,7 +197,7 @@ impl Acceptor {
     fn serve(&mut self, stream: TcpStream, peer: SocketAddr) {
         // Small answers must not wait for the acknowledgement of the last ones.
         let _ = stream.set_nodelay(true);
-        let activity = Activity::new(&self.stop);
+        let (activity, at_once) = (Activity::new(&self.stop.gracefully), self.stop.at_once.clone());
         let (web, lane, limits) = (Arc::clone(&self.web), self.lane, self.limits.clone());
         let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
         let connection = Connection { web, lane, limits, peer };
@@ -199,7 +208,7 @@ impl Acceptor {
             }
             self.waiting.push_back(Arc::downgrade(&activity));
         }
-        self.connections.spawn(async move { connection.serve_in(stream, &activity, Some(&place)).await });
+        self.connections.spawn(async move { connection.serve_in(stream, &activity, &at_once, Some(&place)).await });
     }
 
     /// Where a connection was not accepted for want of a file descriptor, closes those that have been idle for longest. Returns how long
@@ -261,16 +270,17 @@ pub(super) struct Connection {
 impl Connection {
     /// Serves a connection that is not one of a listener.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: CancellationToken) {
-        let activity = Activity::new(&stop);
+    pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: Stop) {
+        let activity = Activity::new(&stop.gracefully);
         activity.admit();
-        self.serve_in(stream, &activity, None).await;
+        self.serve_in(stream, &activity, &stop.at_once, None).await;
     }
 
     async fn serve_in(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         activity: &Arc<Activity>,
+        at_once: &CancellationToken,
         place: Option<&Place>,
     ) {
         let io = TimeoutIo::new(stream, Arc::clone(activity), &self.limits);
@@ -298,12 +308,16 @@ impl Connection {
             .half_close(false)
             .serve_connection(TokioIo::new(io), service);
         // A connection that breaks is the client's affair: there is nobody to tell.
-        let _ = until_closing(connection, activity).await;
+        let _ = until_closing(connection, activity, at_once).await;
     }
 }
 
 /// Serves a connection to its end. When it should close it answers what has been asked by then.
-async fn until_closing<I, S, B>(connection: http1::Connection<I, S>, activity: &Activity) -> hyper::Result<()>
+async fn until_closing<I, S, B>(
+    connection: http1::Connection<I, S>,
+    activity: &Activity,
+    at_once: &CancellationToken,
+) -> hyper::Result<()>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
     S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
@@ -341,7 +355,7 @@ where
     if activity.phase() != Phase::Receiving {
         connection.as_mut().graceful_shutdown();
     }
-    connection.await
+    at_once.run_until_cancelled(connection).await.unwrap_or(Ok(()))
 }
 
 #[cfg(test)]
@@ -349,6 +363,30 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_told_to_end_at_once_drops_the_request_in_it() {
+        let (mut client, server) = tokio::io::duplex(1_024);
+        let (asked, left) = (Arc::new(tokio::sync::Semaphore::new(0)), CancellationToken::new());
+        let service = service_fn(async |_request| {
+            let _left = left.clone().drop_guard();
+            asked.add_permits(1);
+            std::future::pending::<Result<hyper::Response<String>, std::convert::Infallible>>().await
+        });
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        let stop = Stop::default();
+        let activity = Activity::new(&stop.gracefully);
+        let orders = async {
+            tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            asked.acquire().await.unwrap().forget();
+            stop.gracefully.cancel();
+            tokio::task::yield_now().await;
+            assert!(!left.is_cancelled());
+            stop.at_once.cancel();
+        };
+        tokio::join!(until_closing(connection, &activity, &stop.at_once), orders).0.unwrap();
+        assert!(left.is_cancelled());
+    }
 
     #[tokio::test]
     async fn a_request_that_has_arrived_when_the_stop_comes_is_answered() {
@@ -365,7 +403,8 @@ mod tests {
             async { Ok::<_, std::convert::Infallible>(hyper::Response::new(body)) }
         });
         let connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
-        let serving = tokio::spawn(async move { until_closing(connection, &activity).await });
+        let serving =
+            tokio::spawn(async move { until_closing(connection, &activity, &CancellationToken::new()).await });
         tokio::task::yield_now().await;
         // The runtime, which has this one thread, has not looked for it when the connection hears of the stop.
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
@@ -389,8 +428,8 @@ mod tests {
             for client in clients.iter_mut().take(2) {
                 client.write_all(REQUEST).unwrap();
             }
-            let (connections, stop) = (TaskTracker::new(), CancellationToken::new());
-            stop.cancel();
+            let (connections, stop) = (TaskTracker::new(), Stop::default());
+            stop.gracefully.cancel();
             let metrics = Arc::new(Metrics::new(&[], &[]));
             let limits = Limits::from(&WebSettings::default());
             listener.serve(web, Lane::Main, limits, metrics, connections.clone(), stop).await;

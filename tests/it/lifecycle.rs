@@ -1,5 +1,6 @@
 //! How the server comes and goes: what readiness says, and what a signal does to the real binary and the calls in it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mcp_server::demo::fault::FaultRule;
@@ -9,8 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::support::process::{Client, Program, result_of};
-use crate::support::{CallResult, TestApp, until};
+use crate::support::process::{Client, Program, parsed, result_of};
+use crate::support::{CallResult, Era, TestApp, until};
 
 async fn stand_ins() -> StandIns {
     StandIns::start(DemoOptions::default()).await.unwrap()
@@ -27,6 +28,10 @@ async fn call_in_flight(stand_ins: &StandIns, client: &Client, tool: &str, argum
 
 fn user() -> Value {
     json!({ "user_id": "42" })
+}
+
+fn ticket() -> Value {
+    json!({ "title": "Printer", "description": "It burns, and nobody looks." })
 }
 
 fn delayed(seconds: f64) -> [FaultRule; 1] {
@@ -138,8 +143,7 @@ async fn calls_that_outlast_the_grace_are_told_so_and_the_end_is_in_time() {
     client.until_ready().await;
     stand_ins.backend.set_fault([FaultRule::hang()]);
     let read = call_in_flight(&stand_ins, &client, "get_user_profile", user()).await;
-    let ticket = json!({ "title": "Printer", "description": "It burns, and nobody looks." });
-    let write = call_in_flight(&stand_ins, &client, "create_ticket", ticket).await;
+    let write = call_in_flight(&stand_ins, &client, "create_ticket", ticket()).await;
 
     let told = Instant::now();
     server.signal("TERM");
@@ -152,10 +156,141 @@ async fn calls_that_outlast_the_grace_are_told_so_and_the_end_is_in_time() {
     assert_eq!(write["details"]["outcome"], "unknown", "{write}");
     assert!(write["message"].as_str().unwrap().contains("list_tickets"), "{write}");
     let ended: Vec<_> = finished.log().into_iter().filter(|line| line["outcome"].is_string()).collect();
-    for error in [&read, &write] {
+    for (error, outcome) in [(&read, "TIMEOUT_ERROR"), (&write, "unknown")] {
         let told = ended.iter().filter(|line| line["trace_id"] == error["details"]["trace_id"]).collect::<Vec<_>>();
         assert_eq!(told.len(), 1, "{ended:#?}");
-        assert_eq!(told[0]["outcome"], "TIMEOUT_ERROR", "{ended:#?}");
+        assert_eq!(told[0]["outcome"], outcome, "{ended:#?}");
+    }
+}
+
+/// The same call as a message that is not a plain one, so that rmcp serves it.
+fn through_rmcp(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    let body = request.try_clone().unwrap().build().unwrap();
+    let mut body: Value = serde_json::from_slice(body.body().unwrap().as_bytes().unwrap()).unwrap();
+    body["not_in_the_schema"] = json!(true);
+    request.body(body.to_string())
+}
+
+/// The tool calls in an audit file, and those in the log, as `(trace id, outcome)`, sorted.
+fn calls_in_file_and_log(file: &Path, log: &[Value]) -> [Vec<(String, String)>; 2] {
+    let call = |event: &Value| {
+        let of = |field: &str| event[field].as_str().unwrap().to_owned();
+        (event["event.name"] == "tool_call").then(|| (of("trace_id"), of("event.outcome")))
+    };
+    let lines = std::fs::read_to_string(file).unwrap();
+    let mut in_file: Vec<_> = lines.lines().filter_map(|line| call(&parsed(line)["event"])).collect();
+    let mut in_log: Vec<_> = log.iter().filter_map(call).collect();
+    in_file.sort();
+    in_log.sort();
+    [in_file, in_log]
+}
+
+#[tokio::test]
+async fn a_write_whose_client_has_left_is_finished_before_the_end_and_its_outcome_recorded() {
+    for path in [|request| request, through_rmcp] {
+        let stand_ins = stand_ins().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let server = Program::serve(&stand_ins).env("AUDIT_LOG_FILE", file.to_str().unwrap()).start();
+        let client = server.client().await;
+        client.until_ready().await;
+        stand_ins.backend.set_fault([FaultRule::delay(Duration::from_secs(1)).on("POST /tickets")]);
+        let seen = stand_ins.backend.requests().len();
+        let call = tokio::spawn(path(client.call("create_ticket", ticket())).send());
+        let written =
+            async || stand_ins.backend.requests().into_iter().skip(seen).find(|request| request.method == "POST");
+        until(async || written().await.is_some()).await;
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+
+        server.signal("TERM");
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        assert_eq!(written().await.unwrap().status.map(|status| status.as_u16()), Some(201), "the ticket was made");
+        let [in_file, in_log] = calls_in_file_and_log(&file, &finished.log());
+        assert!(matches!(in_file.as_slice(), [(_, outcome)] if outcome == "ok"), "{in_file:?}");
+        assert_eq!(in_file, in_log);
+        assert_eq!(finished.log().last().unwrap()["message"], "stopped");
+    }
+}
+
+#[tokio::test]
+async fn calls_that_the_stop_gives_up_are_all_in_the_audit_file() {
+    for required in ["false", "true"] {
+        let stand_ins = stand_ins().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let server = Program::serve(&stand_ins)
+            .env("AUDIT_LOG_FILE", file.to_str().unwrap())
+            .env("AUDIT_REQUIRED", required)
+            .env("SHUTDOWN_GRACE", "1")
+            .start();
+        let client = server.client().await;
+        client.until_ready().await;
+        stand_ins.backend.set_fault([FaultRule::hang().on("POST /tickets"), FaultRule::hang().on("GET /users")]);
+        let mut calls = Vec::new();
+        for request in [
+            client.call("create_ticket", ticket()),
+            through_rmcp(client.call("create_ticket", ticket())),
+            client.call("create_ticket", ticket()),
+            through_rmcp(client.call("create_ticket", ticket())),
+            client.call("get_user_profile", user()),
+            through_rmcp(client.call("get_user_profile", user())),
+        ] {
+            let seen = stand_ins.backend.requests().iter().filter(|request| request.target != "/health").count();
+            calls.push(tokio::spawn(async move { result_of(request.send().await.unwrap()).await }));
+            let asked = || stand_ins.backend.requests().iter().filter(|request| request.target != "/health").count();
+            until(async || asked() > seen).await;
+        }
+        // The clients of two writes leave, one on each path.
+        for left in [calls.remove(0), calls.remove(0)] {
+            left.abort();
+            assert!(left.await.unwrap_err().is_cancelled());
+        }
+
+        server.signal("TERM");
+        for call in calls {
+            assert_eq!(call.await.unwrap().error()["error"], "TIMEOUT_ERROR");
+        }
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        let log = finished.log();
+        let [in_file, in_log] = calls_in_file_and_log(&file, &log);
+        assert_eq!(in_file, in_log, "AUDIT_REQUIRED={required}");
+        let outcomes = |outcome: &str| in_file.iter().filter(|(_, other)| other == outcome).count();
+        assert_eq!((outcomes("unknown"), outcomes("TIMEOUT_ERROR"), in_file.len()), (4, 2, 6), "{in_file:?}");
+        let closed = log.iter().position(|line| line["event.name"] == "file_closed").unwrap();
+        assert!(log.iter().skip(closed).all(|line| line["event.name"] != "tool_call"), "{log:#?}");
+        let whole = Program::new(&["audit", "verify", file.to_str().unwrap()]).run().await;
+        assert_eq!(whole.code, Some(0), "{whole:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_the_stop_gives_up_before_it_was_sent_may_be_repeated() {
+    for (what, attempts) in [("no token", 0), ("told to wait", 1)] {
+        let stand_ins = stand_ins().await;
+        match what {
+            "no token" => stand_ins.entra.set_fault([FaultRule::hang()]),
+            _ => stand_ins.backend.set_fault([FaultRule::status(429).header("retry-after", "5")]),
+        }
+        let mut app = TestApp::spawn_against(stand_ins, |settings| {
+            settings.web.shutdown_grace = Duration::from_millis(300);
+        })
+        .await;
+        let request = app.request(Era::Legacy, "tools/call", json!({ "name": "create_ticket", "arguments": ticket() }));
+        let call = tokio::spawn(async move { result_of(request.send().await.unwrap()).await });
+        until(async || app.metric(r#"mcp_server_active_calls{gen_ai_tool_name="create_ticket"}"#).await == 1.0).await;
+        app.stand_ins.backend.request_count().reaches(attempts).await;
+        app.begin_shutdown();
+        let error = call.await.unwrap().error();
+        assert_eq!(
+            (&error["error"], &error["details"]["retryable"]),
+            (&json!("TIMEOUT_ERROR"), &json!(true)),
+            "{what}"
+        );
+        assert_eq!(error["details"].get("outcome"), None, "{what}: {error}");
+        app.stopped().await.unwrap();
     }
 }
 
