@@ -444,16 +444,15 @@ pub(super) mod tests {
                     Ok("{}".to_owned())
                 })
             });
-            let calls =
-                (0..TIMES * 2).map(|number| {
-                    let ending = ending(&server, tool);
-                    let trace_id = ending.origin.trace.context().trace_id().to_string();
-                    let entry = if number % 2 == 0 { panics } else { works };
-                    let call = server.clone().execute(entry, ending, JsonObject::new());
-                    async move {
-                        (number % 2 == 0, trace_id, tokio::time::timeout(Duration::from_secs(1), call).await.unwrap())
-                    }
-                });
+            let calls = (0..TIMES * 2).map(|number| {
+                let ending = ending(&server, tool);
+                let trace_id = ending.origin.trace.context().trace_id().to_string();
+                let entry = if number % 2 == 0 { panics } else { works };
+                let call = server.clone().execute(entry, ending, JsonObject::new());
+                async move {
+                    (number % 2 == 0, trace_id, tokio::time::timeout(Duration::from_secs(60), call).await.unwrap())
+                }
+            });
             for (panicked, trace_id, result) in futures_util::future::join_all(calls).await {
                 if !panicked {
                     assert!(result.is_ok(), "{name}");
