@@ -86,12 +86,13 @@ fn assert_headers_alone(request: &RecordedRequest) {
     let mut names: Vec<_> = request.headers.keys().map(http::HeaderName::as_str).collect();
     names.sort_unstable();
     if request.method == http::Method::POST {
-        let expected = ["accept", "authorization", "content-length", "content-type", "host", "idempotency-key"];
+        let expected =
+            ["accept", "accept-encoding", "authorization", "content-length", "content-type", "host", "idempotency-key"];
         assert_eq!(names, [expected.as_slice(), &["traceparent", "user-agent"]].concat());
         assert_eq!(request.header("content-type"), Some("application/json"));
         assert!(is_uuid(request.header("idempotency-key").unwrap()), "{request:?}");
     } else {
-        assert_eq!(names, ["accept", "authorization", "host", "traceparent", "user-agent"]);
+        assert_eq!(names, ["accept", "accept-encoding", "authorization", "host", "traceparent", "user-agent"]);
         assert!(request.body.is_empty());
     }
     assert_eq!(request.header("accept"), Some("application/json"));
