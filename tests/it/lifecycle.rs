@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mcp_server::demo::backend::RecordedRequest;
 use mcp_server::demo::fault::FaultRule;
 use mcp_server::demo::{DemoOptions, StandIns};
 use serde_json::{Value, json};
@@ -263,6 +264,80 @@ async fn calls_that_the_stop_gives_up_are_all_in_the_audit_file() {
         assert!(log.iter().skip(closed).all(|line| line["event.name"] != "tool_call"), "{log:#?}");
         let whole = Program::new(&["audit", "verify", file.to_str().unwrap()]).run().await;
         assert_eq!(whole.code, Some(0), "{whole:#?}");
+    }
+}
+
+/// One server under calls of all kinds, whose clients leave when they like, with a backend that fails in all ways, and a stop in the middle.
+async fn stopped_in_the_middle(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let stand_ins = stand_ins().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let server = Program::serve(&stand_ins)
+        .env("AUDIT_LOG_FILE", file.to_str().unwrap())
+        .env("AUDIT_REQUIRED", if random.bool() { "true" } else { "false" })
+        .env("SHUTDOWN_GRACE", ["0.2", "1"][random.usize(..2)])
+        .env("DRAIN_DELAY", ["0", "0.1"][random.usize(..2)])
+        .env("BACKEND_API_TIMEOUT", "0.8")
+        .start();
+    let client = server.client().await;
+    client.until_ready().await;
+    stand_ins.backend.set_fault([
+        FaultRule::hang().on("POST /tickets").probability(0.2),
+        FaultRule::delay(Duration::from_millis(150)).on("POST /tickets").probability(0.4),
+        FaultRule::close_before_head().probability(0.1),
+        FaultRule::close_mid_body().probability(0.1),
+        FaultRule::status(503).probability(0.1),
+        FaultRule::delay_mid_body(Duration::from_millis(100)).probability(0.2),
+    ]);
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let request = match random.u8(..4) {
+                0 => client.call("get_user_profile", user()),
+                1 => through_rmcp(client.call("create_ticket", ticket())),
+                _ => client.call("create_ticket", ticket()),
+            };
+            let begins = Duration::from_millis(random.u64(..400));
+            let leaves = random.bool().then(|| Duration::from_millis(random.u64(1..300)));
+            tokio::spawn(async move {
+                tokio::time::sleep(begins).await;
+                let answer = async { request.send().await.ok()?.text().await.ok() };
+                match leaves {
+                    Some(leaves) => tokio::time::timeout(leaves, answer).await.ok().flatten(),
+                    None => answer.await,
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(random.u64(..500))).await;
+    server.signal("TERM");
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "seed {seed}: {finished:#?}");
+
+    let [in_file, in_log] = calls_in_file_and_log(&file, &finished.log());
+    assert_eq!(in_file, in_log, "seed {seed}: every call in the log is in the file");
+    let whole = Program::new(&["audit", "verify", file.to_str().unwrap()]).run().await;
+    assert_eq!(whole.code, Some(0), "seed {seed}: {whole:#?}");
+    let written: Vec<_> = stand_ins.backend.requests().into_iter().filter(|request| request.method == "POST").collect();
+    let events = std::fs::read_to_string(&file).unwrap();
+    for write in &written {
+        let key = write.header("idempotency-key").unwrap();
+        assert!(events.contains(key), "seed {seed}: a write without an outcome: {key}");
+    }
+    for answer in calls {
+        let Some(text) = answer.await.unwrap() else { continue };
+        let is_write_at_backend =
+            |write: &&RecordedRequest| text.contains(&write.header("traceparent").unwrap()[3..35]);
+        if text.replace('\\', "").contains(r#""retryable":true"#) {
+            assert!(!written.iter().any(|write| is_write_at_backend(&write)), "seed {seed}: invited again: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_a_stop_in_the_middle_no_call_is_lost_and_no_write_is_invited_again() {
+    for seed in 0..6 {
+        stopped_in_the_middle(seed).await;
     }
 }
 
