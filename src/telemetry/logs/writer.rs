@@ -19,7 +19,7 @@ const QUEUED_LINES: usize = 8_192;
 /// How long the thread lets lines gather before it writes them in one go.
 const COLLECTING: Duration = Duration::from_millis(50);
 /// How long the end of the process waits for somebody to read the last lines.
-const LAST_LINES: Duration = Duration::from_secs(3);
+const LAST_LINES: Duration = Duration::from_millis(1_500);
 /// Lines are written in pieces of about this size.
 const WRITTEN_AT_ONCE: usize = 64 * 1024;
 /// Most lines fit.
