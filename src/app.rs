@@ -28,7 +28,7 @@ use crate::settings::{BackendAuth, EntraInbound, IdentitySettings, InboundAuth, 
 use crate::telemetry::audit::{Audit, OpenError};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{Capacity, Figure, Kind, Metrics};
-use crate::telemetry::spans::Spans;
+use crate::telemetry::spans::{ExportError, Spans};
 use crate::tools::{TOOL_NAMES, ToolServer, Wiring};
 use crate::web::{Guard, Health, Lane, Limits, Listener, Stop, Web};
 
@@ -84,6 +84,9 @@ pub enum AppError {
     /// An HTTP client cannot be built: the platform's certificates, most likely.
     #[error("cannot build an HTTP client")]
     Client(#[from] reqwest::Error),
+    /// Spans cannot be exported on this machine.
+    #[error(transparent)]
+    Traces(#[from] ExportError),
     /// The audit file cannot be used.
     #[error(transparent)]
     Audit(#[from] OpenError),
@@ -282,7 +285,7 @@ impl Serving {
         }
         let flush = async {
             if let Some(spans) = &self.spans {
-                spans.flush(LAST_WRITES).await;
+                spans.shutdown(LAST_WRITES).await;
             }
         };
         tokio::join!(flush, self.audit.close(LAST_WRITES));

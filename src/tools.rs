@@ -25,7 +25,7 @@ mod users;
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use rmcp::model::{
@@ -304,7 +304,7 @@ impl ToolServer {
             let origin = Origin::of(context);
             if let Some(recording) = spans.begin(&origin.trace, started).1 {
                 let description = Description::of_operation(operation.method(), None);
-                recording.end_request(origin.operation(&description, SystemTime::now(), took), error);
+                recording.end_request(origin.operation(&description, took), error);
             }
         }
         let protocol = protocol.as_ref().map_or("", ProtocolVersion::as_str);

@@ -239,7 +239,7 @@ impl Results {
         let start = |of: &Measured| median(of.starts.iter().copied());
         rows.push(self.row("start ms, to the first 200", start, &[AtMost(30.0, Itself("ms"))]));
         let size = |of: &Measured| Some(of.binary_bytes as f64 / MIB / MIB);
-        rows.push(self.row("binary MiB", size, &[AtMost(12.0, Itself("MiB"))]));
+        rows.push(self.row("binary MiB", size, &[AtMost(16.0, Itself("MiB"))]));
         let grown = |of: &Measured| of.growth.as_ref()?.kib();
         let calls = self.candidates.values().find_map(|of| Some(of.growth.as_ref()?.tally.right)).unwrap_or_default();
         let what = format!("memory growth KiB, over {} calls after warm-up", thousands(calls as f64));

@@ -1,32 +1,36 @@
 //! Spans for an OpenTelemetry collector: one for each MCP request, one for each attempt at the backend.
 //!
 //! Names and attributes are those of the OpenTelemetry semantic conventions for MCP (status: development, as of November 2026) and
-//! for HTTP clients. Arguments and results are in none of them, and neither are paths with ids in them. Nothing of this exists
-//! unless an endpoint is set; then a call hands over what its sampled spans will say to a bounded queue, and never waits for the
-//! collector. The task that sends them lays them out, many in a row, as it is done with log lines.
+//! for HTTP clients. No span holds arguments, results or paths with ids. Without an endpoint there are no spans. A call hands its
+//! sampled spans to the SDK's bounded queue and never waits for the collector.
 
 mod export;
-mod queue;
-mod wire;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{fmt, mem};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
-use smallvec::SmallVec;
+use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
+use opentelemetry::trace::{TraceContextExt as _, TraceId as OtelTraceId};
+use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, ShouldSample as _, SpanData, SpanEvents,
+    SpanLinks, SpanProcessor as _,
+};
 use tracing::{info, warn};
 
-use super::text::Digits;
 use super::trace::{RequestTrace, Trace, TraceContext};
 use crate::settings::{RootSampler, Sampling, TraceSettings};
+pub use export::ExportError;
 use export::Exporter;
-use queue::Queue;
-use wire::{Kind, Message, Parent};
 
-/// The names of the conventions, in one place because they still move.
+/// The attribute names of the conventions, in one place because they still change.
 mod names {
     pub(super) const METHOD: &str = "mcp.method.name";
     pub(super) const PROTOCOL: &str = "mcp.protocol.version";
@@ -47,33 +51,32 @@ mod names {
     pub(super) const RESENDS: &str = "http.request.resend_count";
 }
 
-/// What a span says whose work nobody waited for.
+/// `error.type` of a call whose client left.
 const CANCELLED: &str = "cancelled";
-/// Whoever sends longer request ids gets them back, but no span holds more of them.
+/// Characters of a request id that a span keeps: what waits for the collector is bounded in bytes.
 const LONGEST_REQUEST_ID: usize = 64;
 
-/// Where spans are made, and handed over to the task that sends them. Cheap to clone.
+/// Makes spans and hands them to the SDK's batch processor. Cheap to clone.
 #[derive(Clone)]
 pub struct Spans(Arc<Shared>);
 
 struct Shared {
-    sampling: Sampling,
-    queue: Arc<Queue<Record>>,
+    sampler: Sampler,
+    processor: BatchSpanProcessor,
+    scope: InstrumentationScope,
+    max_queue: u64,
     counts: Arc<Counts>,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.queue.close();
-    }
 }
 
 /// What became of spans, since the start.
 #[derive(Debug, Default)]
 struct Counts {
-    ended: AtomicU64,
+    /// Handed to the processor.
+    queued: AtomicU64,
+    /// Taken from its queue.
+    sent: AtomicU64,
     exported: AtomicU64,
-    /// No room in the queue, or refused by the collector for good.
+    /// No room in the queue, or not taken by the collector.
     dropped: AtomicU64,
 }
 
@@ -84,33 +87,44 @@ impl fmt::Debug for Spans {
 }
 
 impl Spans {
-    /// Starts the task that sends spans. Needs a tokio runtime.
+    /// Starts the SDK's batch processor and its thread. Needs a tokio runtime, which carries the requests to the collector.
     ///
     /// # Errors
     ///
-    /// When the platform's TLS cannot be set up.
-    pub fn start(settings: &TraceSettings) -> Result<Self, reqwest::Error> {
+    /// When TLS, the exporter or the endpoint cannot be set up.
+    pub fn start(settings: &TraceSettings) -> Result<Self, ExportError> {
         let counts = Arc::new(Counts::default());
-        let max_batch = settings.max_batch.min(settings.max_queue);
-        let exporter = Exporter::new(settings, max_batch, Arc::clone(&counts))?;
-        let queue = Arc::new(Queue::new(settings.max_queue, max_batch, settings.schedule_delay));
-        tokio::spawn(exporter.run(Arc::clone(&queue)));
+        let exporter = Exporter::new(settings, Arc::clone(&counts))?;
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(settings.max_queue)
+            .with_max_export_batch_size(settings.max_batch.min(settings.max_queue))
+            .with_scheduled_delay(settings.schedule_delay)
+            .build();
+        let mut processor = BatchSpanProcessor::new(exporter, batches);
+        processor.set_resource(&resource(settings));
         info!("traces are exported to {}", settings.endpoint);
-        Ok(Self(Arc::new(Shared { sampling: settings.sampling, queue, counts })))
+        let scope = InstrumentationScope::builder("mcp-server").with_version(env!("CARGO_PKG_VERSION")).build();
+        let max_queue = settings.max_queue as u64;
+        Ok(Self(Arc::new(Shared { sampler: sampler(settings.sampling), processor, scope, max_queue, counts })))
     }
 
-    /// Begins the span of an MCP request at this moment. Gives the trace that goes on to the backend, which names this span as the parent;
-    /// and where the rest is recorded, if the request is sampled.
+    /// Begins the span of an MCP request at this moment. Returns the trace for the backend, which names this span as the parent, and
+    /// the recording, if the request is sampled.
     pub fn begin(&self, request: &RequestTrace, started: Instant) -> (Trace, Option<Recording>) {
         let Trace { context, state } = request.trace().clone();
-        let sampled = samples(self.0.sampling, request.parent().map(|parent| parent.context), context);
+        let sampled = self.samples(request.parent(), context);
         let context = context.child().sampled_as(sampled);
-        let recording =
-            sampled.then(|| Recording { spans: self.clone(), context, started, attempts: Mutex::default() });
+        let recording = sampled.then(|| Recording {
+            spans: self.clone(),
+            context,
+            state: state.as_ref().map(trace_state).unwrap_or_default(),
+            started,
+            started_at: SystemTime::now() - started.elapsed(),
+        });
         (Trace { context, state }, recording)
     }
 
-    /// Spans that were not sent because the collector was too slow, or not there.
+    /// Spans that were not sent because the collector was too slow or not there.
     pub fn dropped(&self) -> u64 {
         self.0.counts.dropped.load(Relaxed)
     }
@@ -120,71 +134,134 @@ impl Spans {
         self.0.counts.exported.load(Relaxed)
     }
 
-    /// Sends what is left, if that is done in time.
-    pub async fn flush(&self, patience: Duration) {
-        let in_time = tokio::time::timeout(patience, self.0.queue.flush()).await.is_ok();
-        let missing = self.0.counts.ended.load(Relaxed).saturating_sub(self.exported());
-        if !in_time || missing > 0 {
+    /// Sends what is left and ends the export; waits for `timeout` at most.
+    pub async fn shutdown(&self, timeout: Duration) {
+        let spans = self.clone();
+        let shutdown = tokio::task::spawn_blocking(move || spans.0.processor.shutdown_with_timeout(timeout));
+        let _ = tokio::time::timeout(timeout, shutdown).await;
+        let missing = self.0.counts.queued.load(Relaxed).saturating_sub(self.exported());
+        if missing > 0 {
             warn!("{missing} spans did not reach the collector");
         }
     }
+
+    /// OpenTelemetry Trace SDK, "Sampling": the parent's decision, or the ratio by trace id.
+    fn samples(&self, parent: Option<&Trace>, context: TraceContext) -> bool {
+        let parent = parent.map(|parent| Context::new().with_remote_span_context(remote(parent)));
+        let trace_id = OtelTraceId::from_bytes(context.trace_id().bytes());
+        let result = self.0.sampler.should_sample(parent.as_ref(), trace_id, "", &SpanKind::Server, &[], &[]);
+        result.decision == SamplingDecision::RecordAndSample
+    }
+
+    fn end(&self, span: SpanData) {
+        let Shared { processor, max_queue, counts, .. } = &*self.0;
+        let waiting = counts.queued.load(Relaxed).saturating_sub(counts.sent.load(Relaxed));
+        // The SDK drops what finds no room too, but does not let anyone read how much.
+        if waiting >= *max_queue {
+            counts.dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        counts.queued.fetch_add(1, Relaxed);
+        processor.on_end(span);
+    }
 }
 
-/// What all spans of a kind have in common, written once: their name, and most of their attributes. Cheap to clone.
+fn resource(settings: &TraceSettings) -> Resource {
+    let attributes = settings.resource.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    Resource::builder_empty()
+        .with_attributes(attributes)
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_detector(Box::new(opentelemetry_sdk::resource::TelemetryResourceDetector))
+        .build()
+}
+
+fn sampler(sampling: Sampling) -> Sampler {
+    let root = match sampling.root {
+        RootSampler::All => Sampler::AlwaysOn,
+        RootSampler::None => Sampler::AlwaysOff,
+        RootSampler::Share(share) => Sampler::TraceIdRatioBased(share),
+    };
+    if sampling.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
+}
+
+/// The state of tracing systems; what the SDK cannot read is dropped, as the specification asks.
+fn trace_state(header: &HeaderValue) -> TraceState {
+    header.to_str().ok().and_then(|state| TraceState::from_str(state).ok()).unwrap_or_default()
+}
+
+fn remote(trace: &Trace) -> SpanContext {
+    span_context(trace.context, true, trace.state.as_ref().map(trace_state).unwrap_or_default())
+}
+
+fn span_context(context: TraceContext, is_remote: bool, state: TraceState) -> SpanContext {
+    let flags = TraceFlags::default().with_sampled(context.is_sampled());
+    let trace_id = OtelTraceId::from_bytes(context.trace_id().bytes());
+    SpanContext::new(trace_id, SpanId::from_bytes(context.span_id_bytes()), flags, is_remote, state)
+}
+
+/// What all spans of a kind have in common: their name, and most of their attributes. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Description(Arc<Message>);
+pub struct Description(Arc<Common>);
+
+#[derive(Debug)]
+struct Common {
+    name: Cow<'static, str>,
+    attributes: Vec<KeyValue>,
+}
 
 impl Description {
-    /// Of MCP requests with this method: `tools/call` and its like, of those that this server knows, and no other; and of calls of
-    /// this tool, if it is one.
+    /// Of MCP requests with this method, one that this server knows; and of calls of this tool, if it is one.
     pub fn of_operation(method: &'static str, tool: Option<&'static str>) -> Self {
-        let mut common = Message::default();
-        match tool {
-            Some(tool) => common.name(&[method, " ", tool]),
-            None => common.name(&[method]),
-        }
-        common.text(names::METHOD, method);
-        if let Some(tool) = tool {
-            common.text(names::TOOL, tool);
-            common.text(names::OPERATION, "execute_tool");
-        }
-        common.text(names::TRANSPORT, "tcp");
-        common.text(names::NETWORK_PROTOCOL, "http");
-        common.text(names::NETWORK_PROTOCOL_VERSION, "1.1");
-        Self(Arc::new(common))
+        let mut attributes = vec![
+            KeyValue::new(names::METHOD, method),
+            KeyValue::new(names::TRANSPORT, "tcp"),
+            KeyValue::new(names::NETWORK_PROTOCOL, "http"),
+            KeyValue::new(names::NETWORK_PROTOCOL_VERSION, "1.1"),
+        ];
+        let Some(tool) = tool else { return Self(Arc::new(Common { name: method.into(), attributes })) };
+        attributes.push(KeyValue::new(names::TOOL, tool));
+        attributes.push(KeyValue::new(names::OPERATION, "execute_tool"));
+        Self(Arc::new(Common { name: format!("{method} {tool}").into(), attributes }))
     }
 
-    /// Of attempts at one of the backend's routes: its method, its path without what is put into it, and the backend's host and port.
+    /// Of attempts at one of the backend's routes: its method, its path template, and the backend's host and port.
     pub fn of_attempts(method: &'static str, template: &'static str, address: &str, port: u16) -> Self {
-        let mut common = Message::default();
-        common.name(&[method, " ", template]);
-        common.text(names::HTTP_METHOD, method);
-        common.text(names::URL_TEMPLATE, template);
-        common.text(names::SERVER_ADDRESS, address);
-        common.integer(names::SERVER_PORT, port.into());
-        Self(Arc::new(common))
+        let attributes = vec![
+            KeyValue::new(names::HTTP_METHOD, method),
+            KeyValue::new(names::URL_TEMPLATE, template),
+            KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(address)),
+            KeyValue::new(names::SERVER_PORT, i64::from(port)),
+        ];
+        Self(Arc::new(Common { name: format!("{method} {template}").into(), attributes }))
+    }
+
+    /// The attributes, with room for more.
+    fn attributes(&self, more: usize) -> Vec<KeyValue> {
+        let mut attributes = Vec::with_capacity(self.0.attributes.len() + more);
+        attributes.extend_from_slice(&self.0.attributes);
+        attributes
     }
 }
 
-/// That an MCP request is recorded, and its attempts at the backend so far. They are handed over together when the request ends.
+/// An MCP request that is traced.
 #[derive(Debug)]
 pub struct Recording {
     spans: Spans,
     /// The request's own span.
     context: TraceContext,
+    state: TraceState,
     started: Instant,
-    attempts: Mutex<Attempts>,
+    /// The one reading of the clock: all times of the request's spans are offsets from it, so a clock that is set meanwhile does not
+    /// tear them apart.
+    started_at: SystemTime,
 }
-
-/// Most requests have one.
-type Attempts = SmallVec<[EndedAttempt; 1]>;
 
 /// One attempt at the backend that has ended.
 #[derive(Debug)]
 pub struct Attempt<'a> {
-    /// What the backend was told.
+    /// The context that the backend got.
     pub context: TraceContext,
-    /// What it has in common with others.
+    /// Name and common attributes.
     pub description: &'a Description,
     /// How many attempts of the same request there were before.
     pub resends: u32,
@@ -201,84 +278,124 @@ pub struct Attempt<'a> {
 /// An MCP request that has ended.
 #[derive(Debug)]
 pub struct Operation<'a> {
-    /// Whose request it was.
+    /// The request's trace.
     pub request: &'a RequestTrace,
-    /// What it has in common with others.
+    /// Name and common attributes.
     pub description: &'a Description,
-    /// The revision of MCP that the client speaks, if it is one that is known.
+    /// The revision of MCP that the client speaks, if it is a known one.
     pub protocol: Option<&'static str>,
     /// The id of the JSON-RPC request.
     pub request_id: RequestId,
     /// The other end of the connection.
     pub client_address: Option<IpAddr>,
-    /// When it ended. The one time of day that a request's spans are told by: like this they fit together, whatever is done to the clock
-    /// meanwhile.
-    pub ended: SystemTime,
     /// How long it took.
     pub took: Duration,
 }
 
 impl Recording {
-    /// Takes down an attempt.
+    /// Ends the span of an attempt.
     pub fn attempt(&self, attempt: &Attempt<'_>) {
-        let failure = attempt.error.map(|why| {
-            let told = attempt.status.filter(|status| *status >= 300);
-            Failure { error: told.map_or(ErrorType::Word(why), ErrorType::HttpStatus), why }
+        let &Attempt { context, description, resends, started, took, status, error } = attempt;
+        let mut attributes = description.attributes(3);
+        if resends > 0 {
+            attributes.push(KeyValue::new(names::RESENDS, i64::from(resends)));
+        }
+        if let Some(status) = status {
+            attributes.push(KeyValue::new(names::HTTP_STATUS, i64::from(status)));
+        }
+        let failure = error.map(|why| match status.filter(|status| *status >= 300) {
+            Some(status) => (Value::from(status.to_string()), why),
+            None => (why.into(), why),
         });
-        self.lock().push(EndedAttempt {
-            span_id: attempt.context.span_id_bytes(),
-            started_after: nanos(attempt.started.saturating_duration_since(self.started)),
-            took: nanos(attempt.took),
-            description: attempt.description.clone(),
-            failure: failure.map(Box::new),
-            status: attempt.status,
-            resends: attempt.resends,
-        });
+        let start = self.started_at + started.saturating_duration_since(self.started);
+        self.end(
+            SpanKind::Client,
+            context,
+            self.context.span_id_bytes(),
+            description,
+            attributes,
+            failure,
+            start,
+            took,
+            None,
+        );
     }
 
-    /// Hands over the spans of a tool call: with an error if its result is one, of which the conventions say no more than that.
+    /// Ends the span of a tool call. The conventions say of every failed one `tool_error`.
     pub fn end_tool_call(&self, operation: Operation<'_>, error: Option<&'static str>) {
         let word = |error| if error == CANCELLED { CANCELLED } else { "tool_error" };
-        self.end(operation, error.map(|why| Failure { error: ErrorType::Word(word(why)), why }));
+        self.end_operation(operation, Vec::new(), error.map(|why| (word(why).into(), why)));
     }
 
-    /// Hands over the spans of any MCP request, with the code of the JSON-RPC error that answers it.
+    /// Ends the span of any other MCP request, with the code of the JSON-RPC error that answers it.
     pub fn end_request(&self, operation: Operation<'_>, error: Option<i32>) {
-        self.end(operation, error.map(|code| Failure { error: ErrorType::RpcCode(code), why: "" }));
+        let code = error.map(|code| Value::from(code.to_string()));
+        let attributes = code.iter().map(|code| KeyValue::new(names::RPC_STATUS, code.clone())).collect();
+        self.end_operation(operation, attributes, code.map(|code| (code, "")));
     }
 
-    fn end(&self, operation: Operation<'_>, failure: Option<Failure>) {
-        let Operation { request, description, protocol, request_id, client_address, ended, took } = operation;
-        let end = nanos(ended.duration_since(UNIX_EPOCH).unwrap_or_default());
-        let record = Record {
-            context: self.context,
-            state: request.trace().state.clone().map(Box::new),
-            parent: request.parent().map(|parent| parent.context.span_id_bytes()),
-            link: request.link().map(|link| Box::new(link.clone())),
-            description: description.clone(),
-            request_id: request_id.bounded(),
-            protocol,
-            client_address,
-            start: end.saturating_sub(nanos(took)),
-            end,
-            failure: failure.map(Box::new),
-            attempts: mem::take(&mut *self.lock()),
+    fn end_operation(&self, operation: Operation<'_>, more: Vec<KeyValue>, failure: Option<(Value, &'static str)>) {
+        let Operation { request, description, protocol, request_id, client_address, took } = operation;
+        let mut attributes = description.attributes(5);
+        attributes.push(KeyValue::new(names::REQUEST_ID, request_id.bounded()));
+        attributes.extend(protocol.map(|protocol| KeyValue::new(names::PROTOCOL, protocol)));
+        attributes.extend(client_address.map(|address| KeyValue::new(names::CLIENT_ADDRESS, address.to_string())));
+        attributes.extend(more);
+        let parent = request.parent().map(|parent| parent.context.span_id_bytes());
+        let link = request.link().map(|link| Link::with_context(remote(link)));
+        let (context, start) = (self.context, self.started_at);
+        self.end(
+            SpanKind::Server,
+            context,
+            parent.unwrap_or_default(),
+            description,
+            attributes,
+            failure,
+            start,
+            took,
+            link,
+        );
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are what a span has")]
+    fn end(
+        &self,
+        span_kind: SpanKind,
+        context: TraceContext,
+        parent: [u8; 8],
+        description: &Description,
+        mut attributes: Vec<KeyValue>,
+        failure: Option<(Value, &'static str)>,
+        start_time: SystemTime,
+        took: Duration,
+        link: Option<Link>,
+    ) {
+        let status = match failure {
+            None => Status::Unset,
+            Some((error, why)) => {
+                attributes.push(KeyValue::new(names::ERROR, error));
+                Status::error(why)
+            }
         };
-        let Shared { queue, counts, .. } = &*self.spans.0;
-        let spans = record.count();
-        counts.ended.fetch_add(spans as u64, Relaxed);
-        if !queue.add(record, spans) {
-            counts.dropped.fetch_add(spans as u64, Relaxed);
-        }
+        let mut links = SpanLinks::default();
+        links.links.extend(link);
+        self.spans.end(SpanData {
+            span_context: span_context(context, false, self.state.clone()),
+            parent_span_id: SpanId::from_bytes(parent),
+            // The only parents of ours are of attempts.
+            parent_span_is_remote: span_kind == SpanKind::Server,
+            span_kind,
+            name: description.0.name.clone(),
+            start_time,
+            end_time: start_time + took,
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links,
+            status,
+            instrumentation_scope: self.spans.0.scope.clone(),
+        });
     }
-
-    fn lock(&self) -> MutexGuard<'_, Attempts> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    duration.as_nanos() as u64
 }
 
 /// The id of a JSON-RPC request.
@@ -290,182 +407,15 @@ pub enum RequestId {
 }
 
 impl RequestId {
-    /// The same, or the beginning of a long one: what waits for the collector is bounded in bytes, not only in number.
-    fn bounded(&self) -> Self {
+    /// The same, or the beginning of a long one.
+    fn bounded(self) -> Value {
         match self {
+            Self::Number(id) => id.to_string().into(),
             Self::Text(id) => match id.char_indices().nth(LONGEST_REQUEST_ID).and_then(|(end, _)| id.get(..end)) {
-                Some(beginning) => Self::Text(beginning.into()),
-                None => self.clone(),
+                Some(beginning) => beginning.to_owned().into(),
+                None => id.into(),
             },
-            Self::Number(_) => self.clone(),
         }
-    }
-}
-
-/// What the spans of a request will say. Small, for each call leaves one in the processor's cache: what few have is elsewhere.
-#[derive(Debug)]
-struct Record {
-    context: TraceContext,
-    state: Option<Box<HeaderValue>>,
-    /// Somebody else's span.
-    parent: Option<[u8; 8]>,
-    /// Another trace that the request belongs to as well.
-    link: Option<Box<Trace>>,
-    description: Description,
-    request_id: RequestId,
-    protocol: Option<&'static str>,
-    client_address: Option<IpAddr>,
-    /// Nanoseconds since 1970.
-    start: u64,
-    end: u64,
-    failure: Option<Box<Failure>>,
-    attempts: Attempts,
-}
-
-/// An attempt as it is kept until it is laid out.
-#[derive(Debug)]
-struct EndedAttempt {
-    span_id: [u8; 8],
-    /// Nanoseconds since the request's start.
-    started_after: u64,
-    /// Nanoseconds.
-    took: u64,
-    description: Description,
-    failure: Option<Box<Failure>>,
-    status: Option<u16>,
-    resends: u32,
-}
-
-/// How it went wrong.
-#[derive(Debug)]
-struct Failure {
-    error: ErrorType,
-    why: &'static str,
-}
-
-/// What `error.type` says of it.
-#[derive(Debug)]
-enum ErrorType {
-    Word(&'static str),
-    HttpStatus(u16),
-    RpcCode(i32),
-}
-
-impl Failure {
-    fn write(&self, span: &mut Message) {
-        match self.error {
-            ErrorType::Word(word) => span.text(names::ERROR, word),
-            ErrorType::HttpStatus(status) => span.text(names::ERROR, status.to_string()),
-            ErrorType::RpcCode(code) => {
-                let code = code.to_string();
-                span.text(names::ERROR, &code);
-                span.text(names::RPC_STATUS, &code);
-            }
-        }
-        span.failure(self.why);
-    }
-}
-
-impl Record {
-    /// How many spans it has.
-    fn count(&self) -> usize {
-        1 + self.attempts.len()
-    }
-
-    /// Each of its spans, in the order in which they ended.
-    fn spans(&self) -> impl Iterator<Item = Ended<'_>> {
-        self.attempts.iter().map(|attempt| Ended::Attempt(self, attempt)).chain([Ended::Request(self)])
-    }
-
-    fn write(&self, span: &mut Message, client: &mut Client) {
-        let parent = self.parent.map(|span_id| Parent { span_id, is_remote: true });
-        span.begin_span(Kind::Server, self.context, self.state.as_deref(), parent, self.start, &self.description.0);
-        if let Some(link) = &self.link {
-            span.link(link.context, link.state.as_ref());
-        }
-        match &self.request_id {
-            RequestId::Number(id) => match u64::try_from(*id) {
-                Ok(id) => span.text(names::REQUEST_ID, Digits::of(id).as_bytes()),
-                Err(_) => span.text(names::REQUEST_ID, id.to_string()),
-            },
-            RequestId::Text(id) => span.text(names::REQUEST_ID, &**id),
-        }
-        span.append(client.attributes(self.protocol, self.client_address));
-        if let Some(failure) = &self.failure {
-            failure.write(span);
-        }
-        span.end(self.end);
-    }
-}
-
-impl EndedAttempt {
-    fn write(&self, request: &Record, span: &mut Message) {
-        let context = request.context.with_span_id(self.span_id);
-        let above = Some(Parent { span_id: request.context.span_id_bytes(), is_remote: false });
-        let start = request.start.saturating_add(self.started_after);
-        span.begin_span(Kind::Client, context, request.state.as_deref(), above, start, &self.description.0);
-        if self.resends > 0 {
-            span.integer(names::RESENDS, self.resends);
-        }
-        if let Some(status) = self.status {
-            span.integer(names::HTTP_STATUS, status.into());
-        }
-        if let Some(failure) = &self.failure {
-            failure.write(span);
-        }
-        span.end(start.saturating_add(self.took));
-    }
-}
-
-/// One span of a record.
-enum Ended<'a> {
-    Request(&'a Record),
-    Attempt(&'a Record, &'a EndedAttempt),
-}
-
-impl Ended<'_> {
-    /// As one of the spans of a batch.
-    fn write(&self, batch: &mut Message, client: &mut Client) {
-        batch.span(|span| match self {
-            Self::Request(record) => record.write(span, client),
-            Self::Attempt(record, attempt) => attempt.write(record, span),
-        });
-    }
-}
-
-/// What a request says of its client, written once for all in a row that say the same.
-#[derive(Debug, Default)]
-struct Client {
-    protocol: Option<&'static str>,
-    address: Option<IpAddr>,
-    attributes: Message,
-}
-
-impl Client {
-    fn attributes(&mut self, protocol: Option<&'static str>, address: Option<IpAddr>) -> &Message {
-        if (self.protocol, self.address) != (protocol, address) {
-            let mut attributes = Message::default();
-            if let Some(protocol) = protocol {
-                attributes.text(names::PROTOCOL, protocol);
-            }
-            if let Some(address) = address {
-                attributes.address(names::CLIENT_ADDRESS, address);
-            }
-            *self = Self { protocol, address, attributes };
-        }
-        &self.attributes
-    }
-}
-
-/// Whether a trace is recorded: as its parent says, where that is asked; else as the root's rule says.
-fn samples(sampling: Sampling, parent: Option<TraceContext>, context: TraceContext) -> bool {
-    if let Some(parent) = parent.filter(|_| sampling.parent_based) {
-        return parent.is_sampled();
-    }
-    match sampling.root {
-        RootSampler::All => true,
-        RootSampler::None => false,
-        RootSampler::Share(share) => context.is_of_share(share),
     }
 }
 
@@ -477,7 +427,7 @@ mod tests {
     fn no_more_than_the_beginning_of_a_request_id_waits_for_the_collector() {
         for (id, kept) in [("", 0), ("a", 1), (&"a".repeat(64), 64), (&"a".repeat(1 << 20), 64), (&"ü".repeat(65), 128)]
         {
-            let RequestId::Text(bounded) = RequestId::Text(id.into()).bounded() else { panic!("another kind") };
+            let bounded = RequestId::Text(id.into()).bounded().to_string();
             assert!(bounded.len() == kept && id.starts_with(&*bounded), "{bounded}");
         }
     }

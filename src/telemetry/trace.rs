@@ -69,22 +69,10 @@ impl TraceContext {
         self.span_id.to_be_bytes()
     }
 
-    /// Whether the trace is one of this share of all: the same for everybody who asks, as `traceidratio` wants it.
-    pub(super) fn is_of_share(self, share: f64) -> bool {
-        const ALL: f64 = (1_u64 << 63) as f64;
-        let lower = u128::from_be_bytes(self.trace_id.0) as u64;
-        share >= 1.0 || (lower >> 1) < (share.max(0.0) * ALL) as u64
-    }
-
     /// The same trace, with a new span id: what the next hop, or one attempt, sees as its parent.
     #[must_use]
     pub fn child(self) -> Self {
         Self { span_id: fastrand::u64(1..), ..self }
-    }
-
-    /// Another span of the same trace.
-    pub(super) fn with_span_id(self, span_id: [u8; 8]) -> Self {
-        Self { span_id: u64::from_be_bytes(span_id), ..self }
     }
 
     /// The 32 hexadecimal digits that logs, errors and headers share.

@@ -89,12 +89,7 @@ impl Origin {
     }
 
     /// What the spans of a request say that has ended.
-    pub(super) fn operation<'a>(
-        &'a self,
-        description: &'a Description,
-        ended: SystemTime,
-        took: Duration,
-    ) -> spans::Operation<'a> {
+    pub(super) fn operation<'a>(&'a self, description: &'a Description, took: Duration) -> spans::Operation<'a> {
         spans::Operation {
             request: &self.trace,
             description,
@@ -104,7 +99,6 @@ impl Origin {
                 RequestId::String(id) => spans::RequestId::Text(Arc::clone(id)),
             },
             client_address: self.address(),
-            ended,
             took,
         }
     }
@@ -300,7 +294,7 @@ impl Ending {
         let (outcome_word, attempts, backend_status) = (outcome.as_str(), self.call.attempts(), self.call.status());
         let (now, trace_id) = (SystemTime::now(), self.origin.trace.context().trace_id());
         if let Some(recording) = self.call.recording() {
-            let operation = self.origin.operation(&self.entry.span_description, now, took);
+            let operation = self.origin.operation(&self.entry.span_description, took);
             recording.end_tool_call(operation, (outcome != Outcome::Ok).then_some(outcome_word));
         }
         let _inside = self.origin.trace.span().enter();

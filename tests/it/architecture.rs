@@ -51,7 +51,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["rustix"], &["src/app/descriptors.rs", "src/telemetry/audit/room.rs", "src/web/listener.rs"]),
     (&["tracing_subscriber"], &["src/telemetry/logs", "src/settings/parse.rs"]),
     (&["tracing_core", "tracing_log"], &["src/telemetry/logs"]),
-    (&["opentelemetry_proto", "prost"], &["src/telemetry/spans"]),
+    (&["opentelemetry", "opentelemetry_http", "opentelemetry_otlp", "opentelemetry_sdk"], &["src/telemetry/spans"]),
     (&["aws_lc_rs"], &["src/demo", "src/telemetry/audit"]),
     (&["percent_encoding"], &["src/backend/segment.rs", "src/settings/parse.rs"]),
     (&["dotenvy"], &["src/settings"]),
