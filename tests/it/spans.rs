@@ -274,7 +274,7 @@ async fn a_batch_that_the_collector_cannot_take_now_is_sent_again() {
 
 #[tokio::test]
 async fn no_request_to_the_collector_holds_more_spans_than_it_may() {
-    for (max_batch, expected) in [(1, vec![1; 6]), (2, vec![2; 3]), (4, vec![4, 2]), (6, vec![6])] {
+    for max_batch in [1, 2, 4, 6] {
         let (collector, base) = Collector::start().await;
         let app = TestApp::spawn_with(|settings| {
             traced(&base)(settings);
@@ -287,12 +287,12 @@ async fn no_request_to_the_collector_holds_more_spans_than_it_may() {
             app.stand_ins.backend.set_fault([FaultRule::status(503).times(1)]);
             call(&app, "list_users", json!({}), None, None).await;
         }
-        let full = expected.iter().filter(|spans| **spans == max_batch).sum();
-        collector.until(full).await;
+        // One batch at least is full before that. How the rest is divided is the SDK's affair.
+        collector.until_at_least(max_batch).await;
         app.begin_shutdown();
         app.stopped().await.unwrap();
         collector.until(6).await;
-        assert_eq!(collector.batches(), expected);
+        assert!(collector.batches().iter().all(|spans| *spans <= max_batch), "{:?}", collector.batches());
     }
 }
 

@@ -66,6 +66,11 @@ impl Collector {
         taken.requests.iter().map(scopes).collect()
     }
 
+    /// Waits for so many spans, or more.
+    pub async fn until_at_least(&self, count: usize) {
+        until(async || self.spans().len() >= count).await;
+    }
+
     /// Waits for so many spans.
     pub async fn until(&self, count: usize) -> Vec<Seen> {
         until(async || self.spans().len() >= count).await;
