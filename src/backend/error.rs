@@ -128,10 +128,8 @@ impl Failure {
             }
             Self::NoMemory { sent } => *sent,
             Self::Status { status, .. } => {
-                status.is_server_error()
-                    || status.is_redirection()
-                    || status.is_informational()
-                    || *status == StatusCode::REQUEST_TIMEOUT
+                // RFC 9110 section 15: a status that is none counts as one of the server's errors.
+                !status.is_client_error() || *status == StatusCode::REQUEST_TIMEOUT
             }
             Self::Identity(_)
             | Self::OnBehalfOf(_)
